@@ -1,6 +1,7 @@
-"""Checks of numbers from options, files and constructors."""
+"""Checks of numbers from options, files and constructors, and of a server's host."""
 
 import math
+import socket
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -66,3 +67,20 @@ def require_finite(owner: str, arguments: Mapping[str, Any]) -> None:
         ErasureError: For the first.
     """
     require(owner, **{name: value for name, value in arguments.items() if isinstance(value, float)})
+
+
+def require_host(owner: str, host: str) -> None:
+    """Raises unless a server of this machine can be bound to a host.
+
+    Raises:
+        ErasureError: If the name is unknown or the address is another machine's.
+    """
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)
+        family, kind, _, _, address = found[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise ErasureError(
+            f"{owner} needs an address of this machine as its host; found {host!r} ({error})."
+        ) from error

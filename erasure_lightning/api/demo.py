@@ -17,7 +17,7 @@ from PIL.Image import Image
 from erasure_lightning.api.accelerator import default_device
 from erasure_lightning.api.base_model import load_base_model
 from erasure_lightning.api.quiet import quiet
-from erasure_lightning.checks import require
+from erasure_lightning.checks import require, require_host, require_seed
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.image_grid import to_pil
 from erasure_lightning.diffusion.sampling import sample_images
@@ -123,6 +123,7 @@ class SideBySide:
 
     def _draw(self, prompt: str, seed: int, strength: float) -> Image:
         """The image of a prompt and a seed at a strength of the edit."""
+        require_seed("A demo", seed)
         with self._lock, torch.inference_mode():
             self.edit.strength = strength
             images = sample_images(
@@ -170,11 +171,12 @@ def serve_demo(
         ready: Is called with the page's address once it is there.
 
     Raises:
-        ErasureError: If Gradio is not installed, the run cannot be read, or the port is taken or
-            out of range.
+        ErasureError: If Gradio is not installed, the run cannot be read, the host is no address of
+            this machine, or the port is taken or out of range.
         KeyboardInterrupt: At Ctrl-C.
     """
     require("A demo", at_least=1, at_most=65535, port=port)
+    require_host("A demo", host)
     with TemporaryDirectory() as folder, _private(folder), quiet():
         gradio = _gradio()
         page = _page(gradio, SideBySide(run, steps, backbone))

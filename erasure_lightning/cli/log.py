@@ -100,7 +100,7 @@ def _entries(path: Path) -> Iterator[Entry]:
     concepts = [concept["name"] for concept in description["concepts"]]
     yield Entry(
         path,
-        path.name,
+        path.resolve().name,
         "fit",
         concepts,
         run_config(description),
@@ -120,10 +120,9 @@ def _attack(folder: Path) -> Entry:
         "arguments": redact_paths(outcome.arguments),
         "protocol": outcome.protocol.identity,
     }
+    place = folder.resolve()
     name = (
-        f"{folder.parent.parent.name}-{folder.name}"
-        if folder.parent.name == "attacks"
-        else folder.name
+        f"{place.parent.parent.name}-{place.name}" if place.parent.name == "attacks" else place.name
     )
     return Entry(
         folder,
@@ -139,9 +138,10 @@ def _attack(folder: Path) -> Entry:
 def _show(writer: DashboardWriter, run: Run) -> None:
     show_cost(writer, run)
     show_edit(writer, run)
-    show_samples(writer, run)
-    if run.metrics.is_file():
-        show_figures(writer, Result.load(run.metrics))
+    measured = Run(run.figures.parent)
+    show_samples(writer, measured)
+    if measured.metrics.is_file():
+        show_figures(writer, Result.load(measured.metrics))
 
 
 def _curves(run: Run) -> list[tuple[int, dict[str, float]]]:

@@ -54,7 +54,7 @@ def name_loggers(
                 " and keys from its records; found others. Use its own options"
                 " (--trainer.logger.project, ...) and variables (WANDB_...)."
             )
-        ours = wandb_arguments(method, concepts, job, folder.name)
+        ours = wandb_arguments(method, concepts, job, folder.resolve().name)
         ours["project"] = os.environ.get("WANDB_PROJECT") or ours["project"]
         for key, value in ours.items():
             if logger.init_args.get(key) is None:

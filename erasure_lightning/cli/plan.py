@@ -35,6 +35,8 @@ _TRAINER_ARGUMENTS = (
     "max_steps",
     "max_epochs",
     "limit_train_batches",
+    "overfit_batches",
+    "fast_dev_run",
     "precision",
     "accumulate_grad_batches",
     "gradient_clip_val",
@@ -160,7 +162,7 @@ class Planner(CommandLine):
                 self.model,
                 self.datamodule,
                 callbacks if isinstance(callbacks, list) else [callbacks],
-                self.config.measure,
+                self.config.measure and not trainer.fast_dev_run,
                 accelerator=str(trainer.accelerator),
                 **arguments,
             )

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -132,7 +133,7 @@ def _label(pen: ImageDraw.ImageDraw, y: int, side: int, text: str) -> None:
 
 def wrap_text(text: str, size: int, width: int, most: int) -> list[str]:
     """A text in at most ``most`` lines of ``width`` pixels; the last one may be longer."""
-    font = _font(size)
+    font = _font(size, text.isascii())
     lines = [""]
     for word in text.encode(errors="replace").decode().split():
         longer = f"{lines[-1]} {word}".strip()
@@ -144,15 +145,21 @@ def wrap_text(text: str, size: int, width: int, most: int) -> list[str]:
 
 
 @cache  # a font keeps the shapes of its letters
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
+def _font(size: int, ascii_alone: bool) -> Any:
+    """Pillow's font; for letters that it lacks, such as *é* and *ж*, the one of matplotlib."""
+    if ascii_alone:
+        return ImageFont.load_default(size)
+    import matplotlib
+
+    file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(file, size)
 
 
 def _write_line(
     pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str, width: int
 ) -> None:
     """Draws one line of text, truncated to ``width`` pixels."""
-    font = _font(size)
+    font = _font(size, text.isascii())
     text = " ".join(text.encode(errors="replace").decode().split())
     text = text[:width]  # no letter is narrower than a pixel
     if font.getlength(text) > width:

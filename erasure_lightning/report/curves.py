@@ -51,8 +51,9 @@ def read_curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
         return ()
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            # A killed run may have cut its last line, which then holds null characters.
-            rows = list(csv.DictReader(line for line in file if "\0" not in line))
+            # A killed run may have cut its last line, or filled it with null characters.
+            whole = (line for line in file if line.endswith("\n") and "\0" not in line)
+            rows = list(csv.DictReader(whole))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         notes.append(f"{path.name} cannot be read ({error}): curves of the training are left out.")
         return ()

@@ -31,6 +31,9 @@ _MAX_PAIRS = 12
 #: A path that begins with a user's home.
 _HOME = re.compile(r"(/home|/Users|[A-Za-z]:[\\/]+Users)[\\/]+\w|(?<![\w.])/root/\w")
 
+#: The repository from which a card downloads the edit.
+_DOWNLOAD = re.compile(r'(?:hf_hub|snapshot)_download\("([^"]*)"')
+
 #: Files of plain text that may contain no path. Tokenizers' are lists of words.
 _TEXTS = {".md", ".yaml", ".yml", ".json"}
 
@@ -106,7 +109,8 @@ def upload_hub_folder(folder: Path, repository: str, private: bool = False) -> s
         The repository's address.
 
     Raises:
-        ErasureError: If the folder is none of a push, there is no network, or the Hub refuses.
+        ErasureError: If the folder is none of a push or was written for another repository, there
+            is no network, or the Hub refuses.
     """
     require_hub_id(repository)
     for name in (HUB_CARD_FILE, EDIT_FILE):
@@ -114,6 +118,14 @@ def upload_hub_folder(folder: Path, repository: str, private: bool = False) -> s
             raise ErasureError(
                 f"An upload needs a folder that `erasure push` wrote; found no {name} in {folder}."
             )
+    card = (folder / HUB_CARD_FILE).read_text(encoding="utf-8", errors="replace")
+    named = set(_DOWNLOAD.findall(card))
+    if named and repository not in named:
+        raise ErasureError(
+            f"An upload to {repository} needs a card that names it; that of {folder} downloads from"
+            f" {', '.join(sorted(named))}. Correct its {HUB_CARD_FILE}, or delete the folder, which"
+            " is then written again."
+        )
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

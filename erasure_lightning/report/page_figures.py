@@ -19,6 +19,9 @@ from erasure_lightning.report.wording import (
     pluralized,
 )
 
+#: Label of the original model's figures.
+ORIGINAL = "original"
+
 #: Question about the fit of images and prompts in each group.
 _PROMPT_FIT_QUESTIONS = {
     group: (f"{heading.capitalize()}: do images fit their prompts?", "")
@@ -84,7 +87,7 @@ def _group_figures(
     for group, (text, better) in questions.items():
         before, after = _estimates(runs, group, metric)
         if after:
-            estimates = {"original": before, **after}
+            estimates = {ORIGINAL: before, **after}
             yield question_figures(text, better, estimates, SHARES, percents=percents)
 
 
@@ -122,7 +125,7 @@ def question_figures(
         else:
             mean = f"{estimate.mean:.3f}"
             ends = f"[{estimate.low:.3f},{NO_BREAK_SPACE}{estimate.high:.3f}]"
-        rows.append(FigureRow(label, whisker(estimate, axis), mean, ends, label == "original"))
+        rows.append(FigureRow(label, whisker(estimate, axis), mean, ends, label == ORIGINAL))
     counts = [estimate.pictures for estimate in measured.values()]
     fewer = "" if min(counts) == max(counts) else f"{min(counts):,} to "
     seeds = next(iter(measured.values())).seeds

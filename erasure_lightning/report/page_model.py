@@ -8,6 +8,7 @@ from typing import NamedTuple
 from erasure_lightning.metrics.groups import GROUP_HEADINGS
 from erasure_lightning.report.images import EmbeddedImage
 from erasure_lightning.report.page_figures import (
+    ORIGINAL,
     QuestionFigures,
     measured_figures,
     prompt_fit_figures,
@@ -95,7 +96,7 @@ class Comparison:
 def label_runs(runs: Sequence[RunRecord]) -> dict[str, RunRecord]:
     """Runs by unique labels: their methods, else their folders, else folders with a number."""
     for labels in ([run.method for run in runs], [run.name for run in runs]):
-        if len(set(labels)) == len(runs) and all(labels):
+        if len(set(labels)) == len(runs) and all(labels) and ORIGINAL not in labels:
             return dict(zip(labels, runs, strict=True))
     return {f"{run.name} ({number})": run for number, run in enumerate(runs, start=1)}
 

@@ -92,7 +92,7 @@ def percent(share: float, digits: int = 0) -> str:
         return "?"
     smallest = 10.0**-digits
     value = 100 * share
-    if 0 < value < smallest / 2:
+    if 0 < value <= smallest / 2:  # half of it would be rounded to 0
         return f"<{smallest:g}{NO_BREAK_SPACE}%"
     if 100 - smallest / 2 <= value < 100:
         return f">{100 - smallest:g}{NO_BREAK_SPACE}%"

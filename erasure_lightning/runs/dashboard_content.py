@@ -127,9 +127,10 @@ def show_cost(writer: DashboardWriter, run: Run) -> None:
 
 def show_edit(writer: DashboardWriter, run: Run) -> None:
     """Logs the edit with its metadata."""
+    name = slug(run.root.resolve().name) or "edit"
     with TemporaryDirectory() as folder:
         copy = Path(folder, EDIT_FILE)
-        writer.log_edit(slug(run.root.name) or "edit", copy, write_redacted_edit(run.edit, copy))
+        writer.log_edit(name, copy, write_redacted_edit(run.edit, copy))
 
 
 def interval_figures(estimate: Estimate) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Writers for dashboards of runs: Weights & Biases and TensorBoard behind one interface."""
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -153,7 +154,8 @@ class WandbWriter(DashboardWriter):
         """Logs an artifact of type ``edit``, with a copy of the file."""
         import wandb
 
-        artifact = wandb.Artifact(name, type="edit", metadata=dict(metadata))
+        plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-")  # W&B refuses others
+        artifact = wandb.Artifact(plain or "edit", type="edit", metadata=dict(metadata))
         artifact.add_file(str(file), name="edit.safetensors")
         self.logger.experiment.log_artifact(artifact)
 
@@ -171,8 +173,9 @@ class TensorBoardWriter(DashboardWriter):
         self.step = step
 
     def log_config(self, values: Mapping[str, Any]) -> None:
-        """Logs a table of texts."""
-        self.log_table("run", ["", ""], list(values.items()))
+        """Logs a text for each value: of two texts of one name and step the later one is shown."""
+        for name, value in values.items():
+            self.writer.add_text(f"run/{name}", str(value), self.step)
 
     def log_summary(self, values: Mapping[str, float]) -> None:
         """Logs scalars."""

@@ -25,10 +25,15 @@ def redact_paths(value: Any) -> Any:
 
 
 def redact_secrets(value: Any) -> Any:
-    """Nested values with None for every key, token, secret or password."""
+    """Nested values with None for every key, token, secret or password.
+
+    Lists and mappings are none: words of a concept *key*, a group of prompts of that name.
+    """
     if isinstance(value, Mapping):
         return {
-            key: None if _SECRET.search(str(key)) else redact_secrets(item)
+            key: None
+            if _SECRET.search(str(key)) and not isinstance(item, Mapping | list)
+            else redact_secrets(item)
             for key, item in value.items()
         }
     return [redact_secrets(item) for item in value] if isinstance(value, list) else value

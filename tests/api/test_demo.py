@@ -16,9 +16,11 @@ from erasure_lightning.__main__ import main
 from erasure_lightning.api.demo import SideBySide, word_buttons
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.checks import require_host
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.image_grid import to_pil
 from erasure_lightning.diffusion.sampling import sample_images
+from erasure_lightning.errors import ErasureError
 
 CONCEPT = Concept("cat", anchor="dog", domain=["<b>red</b>", "star"])
 
@@ -46,6 +48,14 @@ def test_strength_0_is_the_original_and_the_order_of_calls_does_not_matter(run):
     assert original != edited
     assert both._draw("a cat", 0, 1.0).tobytes() == edited
     assert both._draw("a cat", 1, 0.0).tobytes() != original
+
+
+def test_a_seed_beyond_a_generator_s_is_refused(run):
+    both = SideBySide(run, steps=2)
+    for seed in (-1, 2**64):
+        with pytest.raises(ErasureError, match=f"A demo needs seed .*; found {seed}"):
+            both.draw("a cat", seed, 1.0)
+    both.draw("a cat", 2**64 - 1, 1.0)
 
 
 def test_the_model_beneath_an_edit_on_another_is_not_called_the_original(run, tmp_path):
@@ -78,6 +88,19 @@ def test_a_port_that_cannot_be(run, capsys):
     assert main(["demo", str(run), "--port", "99999"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("erasure: error: A demo needs port of at least 1 and at most 65535")
+
+
+@pytest.mark.parametrize("host", ["no host", "192.0.2.1", "x" * 70])
+def test_a_host_that_is_no_address_of_this_machine(run, capsys, host):
+    assert main(["demo", str(run), "--host", host]) == 2
+    error = capsys.readouterr().err
+    assert f"needs an address of this machine as its host; found {host!r}" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_a_host_of_this_machine(host):
+    require_host("A demo", host)
 
 
 def evaluate(browser, expression):

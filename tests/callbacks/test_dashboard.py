@@ -190,7 +190,7 @@ def test_tensorboard_holds_the_same(events, run):
     scalars = {"loss", "loss/global", "monitor/kept/pets", "summary/overall_low"}
     assert scalars <= set(tags["scalars"])
     texts = {tag.partition("/text_summary")[0]: tag for tag in tags["tensors"]}
-    assert {"run", "pictures", "figures", "edit/tiny-cat"} <= set(texts)
+    assert {"run/method", "run/protocol", "pictures", "figures", "edit/tiny-cat"} <= set(texts)
     (figures,) = events.Tensors(texts["figures"])
     result = Result.load(run / "metrics.json")
     mean = result.estimates["specificity"]["image_text"]["after"].mean

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from trivial import Redirection, quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -158,3 +158,12 @@ def test_an_unreadable_grid_is_refused(name, value, most):
         ErasureError, match=f"SampleGrid needs {name} of 1 to {most}, .* found {value}"
     ):
         SampleGrid(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "other"), [("Dalí", "Dalé"), ("Жук", "Жар"), ("Łódź", "Śódź")])
+def test_letters_beyond_ascii_are_drawn(name, other):
+    dot = Image.new("RGB", (8, 8))
+    one, two = (
+        draw_grid("t", "s", ["a", "b"], [GridRow("h", text, [dot, None])]) for text in (name, other)
+    )
+    assert ImageChops.difference(one, two).getbbox()

@@ -250,6 +250,17 @@ def test_an_upload_takes_the_folder_as_it_was_edited(run, capsys, hub):
     assert hub.calls == [("a/b", True), ("a/b", names)]
 
 
+def test_a_folder_written_for_another_repository_is_not_uploaded(run, capsys, hub):
+    push(capsys, run, "a/b")
+    hub.calls = ()
+    assert "needs a card that names it; that of" in error(capsys, run, "a/c", "--upload")
+    assert hub.calls == ()
+    card = run / "hub" / "README.md"
+    card.write_text(card.read_text().replace("a/b", "a/c"))
+    assert push(capsys, run, "a/c", "--upload")[0] == 0
+    assert hub.calls[0] == ("a/c", False)
+
+
 def refusal(status):
     request = httpx.Request("POST", "https://huggingface.co/api/repos/create")
     return HfHubHTTPError("no", response=httpx.Response(status, request=request))

@@ -19,7 +19,12 @@ from report_runs import (
 )
 
 from erasure_lightning.report.page import page_title, render_page, split_links
-from erasure_lightning.report.page_figures import attack_figures, grouped_attacks
+from erasure_lightning.report.page_figures import (
+    attack_figures,
+    grouped_attacks,
+    measured_figures,
+)
+from erasure_lightning.report.page_model import label_runs
 from erasure_lightning.report.run_record import read_run_record
 
 VOID = {"meta", "link", "img", "br", "line", "circle", "polyline"}
@@ -273,6 +278,13 @@ class TestSeveralRuns:
         assert "They differ in guidance: 3.0 and 7.5." in page.text
         assert not re.search(r"UCE\s+0 % \[0, 0\] RECE", page.text)
         assert len(page.all("img")) == 2 * 4 * 2
+
+    def test_a_folder_named_original_is_not_taken_for_the_original_model(self, tmp_path):
+        first, second = (make_run(tmp_path / name) for name in ("original", "longer"))
+        labelled = label_runs([read_run_record(first), read_run_record(second)])
+        rows = next(iter(measured_figures(labelled))).rows
+        assert [row.mean for row in rows] == ["100\xa0%", "0\xa0%", "0\xa0%"]
+        assert [row.is_reference for row in rows] == [True, False, False]
 
     def test_runs_of_one_method_are_labelled_by_their_folders(self, run, tmp_path):
         other = make_run(tmp_path / "second")

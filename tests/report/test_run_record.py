@@ -171,6 +171,12 @@ def test_images_attacks_cost_curves_and_config_may_be_missing(run):
     assert record.notes == ()
 
 
+def test_the_row_that_a_kill_has_cut_is_left_out_of_curves(run):
+    (run / "metrics.csv").write_text("step,loss\n0,0.5\n1,0.25\n2,1.2e-05\n3,1.1")
+    (curve,) = read_run_record(run).curves
+    assert curve.values == (0.5, 0.25, 1.2e-05)
+
+
 def test_a_long_log_is_reduced_to_means(run):
     (run / "metrics.csv").write_text("step,loss\n" + "".join(f"{i},{i % 2}\n" for i in range(2000)))
     (curve,) = read_run_record(run).curves

@@ -72,6 +72,33 @@ def test_closed_files_do_not_tell_the_host(tmp_path):
     assert f".{gethostname()}." not in file.name
 
 
+@pytest.mark.parametrize(
+    ("name", "accepted"), [("uce-café", "uce-caf"), ("日本", "edit"), ("a-cat_1.2", "a-cat_1.2")]
+)
+def test_an_artifact_has_a_name_that_wandb_accepts(tmp_path, name, accepted):
+    artifacts = []
+    logger = Recorder()
+    logger._experiment = SimpleNamespace(log_artifact=artifacts.append)
+    file = tmp_path / "edit.safetensors"
+    file.write_bytes(b"edit")
+    WandbWriter(logger, 0).log_edit(name, file, {})
+    assert [artifact.name for artifact in artifacts] == [accepted]
+
+
+def test_tensorboard_shows_a_config_that_is_logged_in_parts_at_one_step(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = TensorBoardLogger(tmp_path)
+    (writer,) = dashboard_writers([logger], 3)
+    writer.log_config({"method": "UCE"})
+    writer.log_config({"protocol": "95513fd7"})
+    close_loggers([logger])
+    events = reader.EventAccumulator(logger.log_dir).Reload()
+    # TensorBoard's data server shows the last text of a name and a step alone.
+    tags = events.Tags()["tensors"]
+    shown = {events.Tensors(tag)[-1].tensor_proto.string_val[0].decode() for tag in tags}
+    assert shown == {"UCE", "95513fd7"}
+
+
 @pytest.mark.parametrize("cell", ["a | b", "two\nlines", "<script>alert(1)</script>"])
 def test_a_cell_stays_in_its_cell(tmp_path, cell):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

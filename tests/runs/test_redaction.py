@@ -31,6 +31,12 @@ def test_secrets_are_left_out_and_nothing_else():
     assert redact_secrets([value]) == [{"class_path": "x.Logger", "init_args": left}]
 
 
+def test_words_of_a_concept_named_key_are_no_secret():
+    value = {"domain_words": {"key": ["latchkey"], "token": {"coin": ["chip"], "api_key": "s"}}}
+    words = redact_secrets(value)["domain_words"]
+    assert words == {"key": ["latchkey"], "token": {"coin": ["chip"], "api_key": None}}
+
+
 def test_a_shared_edit_is_the_same_edit(tmp_path: Path):
     config = {"model": {"init_args": {"backbone": "/home/me/sd15", "lr": 1e-5}}}
     metadata = {"method": "x.Y", "backbone": "/home/me/sd15", "config": yaml.safe_dump(config)}
