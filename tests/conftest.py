@@ -176,7 +176,8 @@ def moved_if_elsewhere():
     move, leave = kind.to, kind.cpu
 
     def to(self, *arguments, **options):
-        if (arguments, options) == ((self.device,), {}) and not torch.cuda.is_available():
+        is_there = (arguments, options) == ((self.device,), {}) and self.device.type == "cpu"
+        if is_there and not torch.cuda.is_available():
             return self
         return move(self, *arguments, **options)
 

@@ -35,6 +35,9 @@ class Cost(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and the counter, before callbacks prepare for training."""
+        if trainer.ckpt_path is None:  # what an earlier fit cost is no part of this one
+            self._earlier = 0.0
+            self._counter = EvaluationCounter(())
         self._start = time.monotonic()
         module = cast(ErasureModule, pl_module)
         # The set counts a denoiser that both models share once.

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import torch
 from trivial import Distillation
@@ -40,6 +41,15 @@ def test_it_counts_the_evaluations_of_both_denoisers(tmp_path, monkeypatch):
     assert cost["backwards"] == 3 * 2
 
 
+def test_a_second_fit_with_the_same_callback_starts_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cost = Cost()
+    for _ in range(2):
+        module = Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+        quick_fit(module, 3, cost)
+        assert json.loads((tmp_path / "cost.json").read_text())["evaluations"] == 3 * 2 * 2
+
+
 def test_a_denoiser_that_is_not_edited_is_counted_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = {"erase_space": "noise", "check_steps": 0, "eta": 1.0}
@@ -64,6 +74,6 @@ def test_a_resumed_run_adds_up():
     module = Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
     module.configure_model()
     cost.load_state_dict({"seconds": 100.0, "evaluations": 7, "backwards": 3})
-    cost.on_fit_start(None, module)
+    cost.on_fit_start(SimpleNamespace(ckpt_path="last.ckpt"), module)
     assert cost.state_dict()["seconds"] >= 100.0
     assert cost.state_dict()["evaluations"] == 7
