@@ -250,7 +250,7 @@ def epochs() -> str:
         run = f"epochs-{count}"
         options = ("--trainer.max_steps", "-1", "--trainer.max_epochs", count, "--measure", "false")
         bank = ("--model.latents", "PureNoise", "--trainer.log_every_n_steps", "1")
-        fit("ESD", "plain", "--data.rounds", "4", *bank, *options, run=run)
+        fit("ESD", "plain", "--data.steps_per_concept", "4", *bank, *options, run=run)
         with Path(run, "metrics.csv").open() as file:
             counts.append(str(max(int(row["step"]) for row in csv.DictReader(file)) + 1))
     return f"steps of 1, 2 and 3 epochs: {', '.join(counts)}"
@@ -324,7 +324,7 @@ CASES: dict[str, tuple[str, str, str, Callable[[], str]]] = {
     ),
     "7": (
         "Lightning-AI/pytorch-lightning#12956",
-        "`--trainer.max_epochs` of 1, 2 and 3, `--data.rounds 4`",
+        "`--trainer.max_epochs` of 1, 2 and 3, `--data.steps_per_concept 4`",
         "the same edit to the bit",
         epochs,
     ),

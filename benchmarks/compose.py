@@ -36,7 +36,14 @@ HEAD = ("method", "edit", "cigarette", "guitar", "retain", "feature", "L1", "sec
 
 #: Options beside the shipped configs: the short schedule of docs/speed.md.
 OPTIONS = {
-    "esd": ["--model.lr", "4e-4", "--model.latents.trajectories", "8", "--data.rounds", "16"],
+    "esd": [
+        "--model.lr",
+        "4e-4",
+        "--model.latents.trajectories",
+        "8",
+        "--data.steps_per_concept",
+        "16",
+    ],
 }
 
 BATCH, SEEDS, OTHERS = 32, 3, 27

@@ -45,7 +45,7 @@ def longer_esd(kind: str = "", *numbers: str) -> list[str]:
     adversary = ["--model.adversary", kind, "--model.adversary.begin", "20"] if kind else []
     for name, value in (number.split("=") for number in numbers):
         adversary += [f"--model.adversary.{name}", value]
-    return ["--config", "esd.yaml", "--data.rounds", "120", *adversary, *_RETENTION]
+    return ["--config", "esd.yaml", "--data.steps_per_concept", "120", *adversary, *_RETENTION]
 
 
 #: Names in text, and arguments of `erasure fit`.

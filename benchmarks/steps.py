@@ -116,7 +116,13 @@ def step_times(case: str, options: argparse.Namespace) -> list[Counter]:
     steps = options.steps
     with TemporaryDirectory() as folder, ExitStack() as patches:
         arguments = CASES.get(case) or ["--config", f"{case}.yaml"]
-        arguments = [*arguments, "--data.rounds", str(steps), "--run_dir", f"{folder}/run"]
+        arguments = [
+            *arguments,
+            "--data.steps_per_concept",
+            str(steps),
+            "--run_dir",
+            f"{folder}/run",
+        ]
         arguments += ["--trainer.accelerator", options.accelerator, *options.arguments]
         command = CommandLine(
             "fit", [*arguments, "--trainer.enable_progress_bar", "false"], LastCheckpoint()

@@ -77,7 +77,14 @@ def published(iterations: int) -> list[str]:
 
 
 SHIPPED = ["--config", "esd.yaml"]
-SHORT = ["--model.lr", "8e-4", "--model.latents.trajectories", "8", "--data.rounds", "16"]
+SHORT = [
+    "--model.lr",
+    "8e-4",
+    "--model.latents.trajectories",
+    "8",
+    "--data.steps_per_concept",
+    "16",
+]
 
 COLUMNS = (
     *("own", "domain", "retain", "feature", "evaluations", "with gradient"),

@@ -34,7 +34,7 @@ class Distillation(GradientErasure):
     """Distils the original's prediction for the anchor into that for the concept."""
 
     def erasure_loss(self, batch):
-        return mse_loss(self.student(batch), batch.teacher.predict(batch.targets))
+        return mse_loss(self.student(batch), batch.teacher.predict(batch.anchor_prompts))
 
 
 class Redirection(ClosedFormErasure):

@@ -213,8 +213,8 @@ def _compared(config: dict[str, Any]) -> dict[str, Any]:
     """What of a part's config decides on its edit."""
     trainer = config["trainer"]
     chosen = {key: trainer[key] for key in trainer if key not in _FREE_OF_THE_TRAINER}
-    rounds = {key: config["data"][key] for key in ("batch_size", "rounds", "templates")}
-    return {"model": config["model"], "data": rounds, "trainer": chosen}
+    data = {key: config["data"][key] for key in ("batch_size", "steps_per_concept", "templates")}
+    return {"model": config["model"], "data": data, "trainer": chosen}
 
 
 def _measurement(others: Sequence[Option], part: _Part) -> dict[str, Any]:

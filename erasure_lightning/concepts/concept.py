@@ -224,14 +224,14 @@ class PromptBatch(NamedTuple):
         return [fill_template(t, c) for t, c in zip(self.templates, self.concepts, strict=True)]
 
     @property
-    def targets(self) -> list[Phrase]:
+    def anchor_prompts(self) -> list[Phrase]:
         """The sentences with the anchors in the concepts' place."""
         return [fill_template(t, a) for t, a in zip(self.templates, self.anchors, strict=True)]
 
     @property
-    def alternatives(self) -> list[Phrase]:
-        """`targets`, with the empty prompt where a concept has no anchor."""
-        pairs = zip(self.targets, self.anchors, strict=True)
+    def anchor_or_empty_prompts(self) -> list[Phrase]:
+        """`anchor_prompts`, with the empty prompt where a concept has no anchor."""
+        pairs = zip(self.anchor_prompts, self.anchors, strict=True)
         return [target if anchor else Phrase("", 0, 0) for target, anchor in pairs]
 
 

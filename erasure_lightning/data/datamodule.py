@@ -57,10 +57,9 @@ class PromptData(LightningDataModule):
 
     Args:
         batch_size: Concept prompts a training step (on each rank), at least 1.
-        rounds: Training steps for each concept in an epoch, at least 1: an epoch of ``n`` concepts
-            has ``n`` times as many, which alternate between them. By default an epoch has the
-            trainer's ``max_steps``, for any number of concepts, or 1,000 steps where those are
-            unbounded.
+        steps_per_concept: Training steps for each concept in an epoch, at least 1; steps alternate
+            between concepts. By default an epoch has the trainer's ``max_steps``, for any number of
+            concepts, or 1,000 steps where those are unbounded.
         templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something retained, in
             those of a style); the concepts' own by default.
         seeds: Seeds each measured prompt is drawn with, at least 2 so that there is an interval.
@@ -83,7 +82,7 @@ class PromptData(LightningDataModule):
     def __init__(
         self,
         batch_size: int = 4,
-        rounds: int | None = None,
+        steps_per_concept: int | None = None,
         templates: list[str] | None = None,
         seeds: int = 3,
         others: int = 54,
@@ -97,7 +96,7 @@ class PromptData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
-        self.rounds = rounds
+        self.steps_per_concept = steps_per_concept
         self.templates = templates
         self.seeds = seeds
         self.others = others
@@ -111,7 +110,7 @@ class PromptData(LightningDataModule):
         self._check()
 
     def _check(self) -> None:
-        names = ("batch_size", "rounds", "others", "steps", "size", "draw_size")
+        names = ("batch_size", "steps_per_concept", "others", "steps", "size", "draw_size")
         require("PromptData", at_least=1, **{name: getattr(self, name) for name in names})
         require("PromptData", at_least=2, seeds=self.seeds)
         require("PromptData", at_least=0, guidance=self.guidance)
@@ -166,7 +165,8 @@ class PromptData(LightningDataModule):
         """
         most = cast(Any, self.trainer).max_steps
         bounds = [most] if most > 0 else []
-        bounds += [] if self.rounds is None else [self.rounds * len(self._module.concepts)]
+        if self.steps_per_concept is not None:
+            bounds.append(self.steps_per_concept * len(self._module.concepts))
         return min(bounds, default=1000)
 
     @property
@@ -187,13 +187,13 @@ class PromptData(LightningDataModule):
         if epochs < 0 and most < 0:
             raise ErasureError(
                 "A run needs an end; found max_epochs -1 and max_steps -1, which set none. Give "
-                "--trainer.max_steps N, or --trainer.max_epochs N with --data.rounds N."
+                "--trainer.max_steps N, or --trainer.max_epochs N with --data.steps_per_concept N."
             )
         if epochs > 1 and 0 <= most <= steps:
             raise ErasureError(
                 f"{epochs} epochs need more than the {most} steps of max_steps, which an epoch"
-                " takes alone. Give --trainer.max_steps -1 with --data.rounds N (steps for each"
-                " concept in an epoch), or a larger --trainer.max_steps without max_epochs."
+                " takes alone. Give --trainer.max_steps -1 with --data.steps_per_concept N, or a"
+                " larger --trainer.max_steps without max_epochs."
             )
         if epochs < 0:
             return most

@@ -146,7 +146,7 @@ class CA(PartErasure):
 
     def _anchor_conditioning(self, batch: NoisyBatch) -> Conditioning:
         """Of the prompts that the images were generated for, ``(B, L, D)``."""
-        return self.backbone.encode(batch.sentences.alternatives)
+        return self.backbone.encode(batch.sentences.anchor_or_empty_prompts)
 
 
 def noise_target(batch: NoisyBatch) -> Tensor:

@@ -52,7 +52,7 @@ class EAP(WordMixtureErasure):
     Args:
         train: Which part of the denoiser, as in ESD.
         eta: Negative guidance, as in ESD; at least 0.
-        preserve: Weight ``lambda`` of the drift at the adversarial words, at least 0.
+        preserve_scale: Weight ``lambda`` of the drift at the adversarial words, at least 0.
         adversary_lr: Learning rate of the words' Adam; at 0 they are random.
         lr: Highest learning rate of the weights.
         loss_space: The clean latents, in which EAP is defined; or another.
@@ -68,16 +68,18 @@ class EAP(WordMixtureErasure):
         *,
         train: Part = "x",
         eta: float = 1.0,
-        preserve: float = 1.0,
+        preserve_scale: float = 1.0,
         adversary_lr: float = 1e-2,
         lr: float = 1e-5,
         loss_space: LossSpace = "sample",
         **kwargs: Any,
     ) -> None:
         super().__init__(train=train, lr=lr, loss_space=loss_space, **kwargs)
-        require("EAP", at_least=0, eta=eta, preserve=preserve, adversary_lr=adversary_lr)
+        require(
+            "EAP", at_least=0, eta=eta, preserve_scale=preserve_scale, adversary_lr=adversary_lr
+        )
         self.eta = eta
-        self.preserve = preserve
+        self.preserve_scale = preserve_scale
         self.adversary_lr = adversary_lr
 
     def mixture_settings(self) -> dict[str, Any]:
@@ -89,14 +91,14 @@ class EAP(WordMixtureErasure):
         teacher = batch.teacher
         target = teacher.unconditional - self.eta * (teacher.concept - teacher.unconditional)
         loss = self.prediction_error(self.student(batch), target, batch.t)
-        if not self.preserve:
+        if not self.preserve_scale:
             return loss
         x, t = pure_noise(self.backbone, len(batch))
         if self.adversary_lr:
             self.words.ascend(self.drift(x, t, self.mixture(batch)))
         with torch.no_grad():
             words = self.mixture(batch)
-        return loss + self.preserve * self.drift(x, t, words)
+        return loss + self.preserve_scale * self.drift(x, t, words)
 
     def drift(self, x: Tensor, t: Tensor, words: Conditioning) -> Tensor:
         """``|X(z_r, c_r) - X*(z_r, c_r)|^2``, a scalar.

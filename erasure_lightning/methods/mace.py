@@ -19,11 +19,11 @@ Where ours differs: preservation has its weight in stage 1 once (twice in the of
 for 1e-4); masks come from the original's attention, and not from Grounded-SAM; ten sentences, not
 thirty; batches mix concepts, each row with its own adapter; float64.
 
-Defaults are its numbers for a thing and SD 1.4: ridge 1000, preserve 0, AdamW 1e-5 (constant, decay
-0.01); 50 steps a concept (``data.rounds``), gradients clipped to 1. For people, styles and explicit
-content it has ridge 0, 1e-4, preserve 1e-4 on COCO's captions, and also captions of the domain
-(celebrities, artists) at 8e3 to 2e5. Its Gram matrices sum over 77 positions, those of the emoji
-world over 32.
+Defaults are its numbers for a thing and SD 1.4: ridge 1000, preserve_scale 0, AdamW 1e-5 (constant,
+decay 0.01); 50 steps a concept (``data.steps_per_concept``), gradients clipped to 1. For people,
+styles and explicit content it has ridge 0, 1e-4, preserve_scale 1e-4 on COCO's captions, and also
+captions of the domain (celebrities, artists) at 8e3 to 2e5. Its Gram matrices sum over 77
+positions, those of the emoji world over 32.
 
 While adapters are trained, the weights themselves are those of stage 1. Both closed forms retain
 what retention callbacks retain.
@@ -74,8 +74,8 @@ class MACE(PerConceptErasure):
         rank: Rank of each adapter, at least 1.
         mask: Share of the range of relevance from which a pixel shows the concept, 0..1; 0 for all,
             as for styles.
-        preserve: ``s``, weight of each token state in captions of what is retained, in both closed
-            forms, at least 0.
+        preserve_scale: ``s``, weight of each token state in captions of what is retained, in both
+            closed forms, at least 0.
         ridge: ``lamb``, pull of both closed forms towards the weights they start from, above 0.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
@@ -97,7 +97,7 @@ class MACE(PerConceptErasure):
         refine: bool = True,
         rank: int = 1,
         mask: float = 0.5,
-        preserve: float = 0.0,
+        preserve_scale: float = 0.0,
         ridge: float = 1000.0,
         lr: float = 1e-5,
         optimizer: OptimizerName = "adamw",
@@ -105,11 +105,11 @@ class MACE(PerConceptErasure):
     ) -> None:
         super().__init__(rank=rank, lr=lr, optimizer=optimizer, **kwargs)
         require("MACE", at_least=0, at_most=1, mask=mask)
-        require("MACE", at_least=0, preserve=preserve)
+        require("MACE", at_least=0, preserve_scale=preserve_scale)
         require("MACE", above=0, ridge=ridge)
         self.refine = refine
         self.mask = mask
-        self.preserve = preserve
+        self.preserve_scale = preserve_scale
         self.ridge = ridge
 
     def default_latents(self) -> LatentSource:
@@ -158,9 +158,9 @@ class MACE(PerConceptErasure):
     def _retained_gram(self, source: TextInput) -> Tensor:
         """``s sum_p p p^T`` of captions, and of what retention callbacks retain, ``(D, D)``."""
         vocabulary = Vocabulary(self.backbone.world, self.concepts)
-        labels = vocabulary.others if self.preserve else []
+        labels = vocabulary.others if self.preserve_scale else []
         captions = [caption for label in labels for caption in vocabulary.retained_captions(label)]
-        preserved = self.preserve * input_gram(self.original, captions, source)
+        preserved = self.preserve_scale * input_gram(self.original, captions, source)
         return self.retention_gram(source) + preserved
 
     def _refinement(self, source: TextInput, retained: Tensor) -> Regression:

@@ -118,7 +118,7 @@ class NeighbourMining(ErasureModule):
     ) -> None:
         """Adds the terms of a concept; positions that do not depend on its words are retained."""
         concept = self.original.encode(batch.prompts)
-        anchor = self.original.encode(batch.targets)
+        anchor = self.original.encode(batch.anchor_prompts)
         states = source.rows(concept)
         mined = source.reads_concept(concept)
         images = source.rows(anchor)

@@ -122,7 +122,7 @@ class RECE(ClosedFormErasure):
         equations = self._preserving(self.preserve_scale, source)
         for batch in self._batches():
             concept = self.original.encode(batch.prompts)
-            anchor = self.original.encode(batch.targets)
+            anchor = self.original.encode(batch.anchor_prompts)
             both = source.read(concept) & source.read(anchor)
             states = adversarial_states(source.rows(concept)[both], edit, gram, self.regularization)
             equations.redirect(states, source.rows(anchor)[both])

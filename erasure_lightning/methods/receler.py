@@ -6,7 +6,7 @@ erasers (`adapters.eraser`) in ``eps`` alone, ``c'`` the concept's states with a
 ``A`` in them:
 
     attack  ``A <- Adam( mse( eps(c'), eps*(c) ) )``, some steps
-    erase   ``L = mse( eps(c'), eps*(0) - g (eps*(c) - eps*(0)) ) + 0.1 L_reg``
+    erase   ``L = mse( eps(c'), eps*(0) - eta (eps*(c) - eps*(0)) ) + 0.1 L_reg``
 
     ``L_reg = mean_layers sum_pixels (1 - M) mean_channels E(h)^2 / sum_pixels (1 - M)``
 
@@ -116,7 +116,7 @@ class Receler(AdapterErasure):
     """Reliable erasing with lightweight erasers, adversarial rows and concept-localised changes.
 
     Args:
-        guidance: ``g`` of the target, at least 0.
+        eta: Negative guidance ``eta`` of the target, at least 0.
         rank: Rank of each eraser, at least 1.
         rows: Number of adversarial rows from the end of a sentence on, as far as there is room; at
             least 1.
@@ -141,7 +141,7 @@ class Receler(AdapterErasure):
     def __init__(
         self,
         *,
-        guidance: float = 1.0,
+        eta: float = 1.0,
         rank: int = 128,
         rows: int = 16,
         attack_steps: int = 50,
@@ -154,11 +154,11 @@ class Receler(AdapterErasure):
     ) -> None:
         super().__init__(lr=lr, **kwargs)
         require("Receler", at_least=1, rank=rank, rows=rows)
-        require("Receler", at_least=0, guidance=guidance, mask_weight=mask_weight)
+        require("Receler", at_least=0, eta=eta, mask_weight=mask_weight)
         require("Receler", at_least=0, attack_steps=attack_steps, attack_decay=attack_decay)
         require("Receler", above=0, attack_lr=attack_lr)
         require("Receler", at_least=0, at_most=1, threshold=threshold)
-        self.guidance = guidance
+        self.eta = eta
         self.rank = rank
         self.rows = rows
         self.attack_steps = attack_steps
@@ -178,7 +178,7 @@ class Receler(AdapterErasure):
         return AdapterPlan("eraser", layers, {"rank": self.rank})
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """``mse(eps(c'), eps*(0) - g (eps*(c) - eps*(0))) + 0.1 L_reg``, after an attack."""
+        """``mse(eps(c'), eps*(0) - eta (eps*(c) - eps*(0))) + 0.1 L_reg``, after an attack."""
         plain = self.backbone.encode(batch.prompts)
         with torch.no_grad(), self.original.attention() as maps:
             concept = self.original.denoise(batch.x, batch.t, plain)
@@ -190,7 +190,7 @@ class Receler(AdapterErasure):
             attacked = self.attacked(prompts, batch)
         with eraser_outputs(self.backbone.denoiser) as outputs:
             prediction = self.student(batch, attacked)
-        target = unconditional - self.guidance * (concept - unconditional)
+        target = unconditional - self.eta * (concept - unconditional)
         erasure = self.prediction_error(prediction, target, batch.t)
         pixels = _mask_pixels(maps, batch.x)
         masks = concept_mask(maps, plain.positions(CONCEPT), self.threshold, pixels)

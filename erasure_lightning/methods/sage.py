@@ -193,7 +193,9 @@ class SAGE(GradientErasure):
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """Self-erasure of the plain prompts and, from ``check_from`` on, of the self-check's."""
         in_text_space = self.erase_space == "text"
-        anchor_prompts = batch.targets if in_text_space else batch.sentences.alternatives
+        anchor_prompts = (
+            batch.anchor_prompts if in_text_space else batch.sentences.anchor_or_empty_prompts
+        )
         anchor = self.backbone.embed(anchor_prompts)
         concept = self.backbone.embed(batch.prompts)
         variants = [concept]
@@ -201,7 +203,7 @@ class SAGE(GradientErasure):
             start = self.backbone.embed(self.check_starts(batch.sentences).prompts)
             variants.append(self.self_check(start, batch, anchor))
         if in_text_space:
-            target = self.original.encode(batch.targets)
+            target = self.original.encode(batch.anchor_prompts)
             losses = [self.text_erasure(prompts, anchor, target) for prompts in variants]
             erasure = torch.stack(losses).mean()
             return erasure + self.denoiser_erasure(concept, batch) if _PARTS[self.edit] else erasure

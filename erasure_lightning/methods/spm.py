@@ -4,7 +4,7 @@ Lyu et al., One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models
 Applications, arXiv 2312.16145. Official code Con6924/SPM @ 3dd762e. Verified in code, all
 predictions without guidance at ``(x_t, t)``:
 
-    ``L = mse( eps(c), eps*(n) - g (eps*(c) - eps*(n)) ) + lambda mse( eps(a), eps*(a) )``
+    ``L = mse( eps(c), eps*(n) - eta (eps*(c) - eps*(n)) ) + lambda mse( eps(a), eps*(a) )``
 
 with ``n`` the concept's anchor, or no prompt. Latent anchoring is the second term: ``a`` has the
 shape of a prompt's states, a direction of Gaussian noise and the length of the concept's states
@@ -58,7 +58,7 @@ class SPM(AdapterErasure):
     """Semi-permeable membranes: gated adapters that steer prompts near a concept away from it.
 
     Args:
-        guidance: ``g``, how far the target lies past the anchor, away from the concept; at least 0.
+        eta: ``eta``, how far the target lies past the anchor, away from the concept; at least 0.
         anchors: Number of latent anchors of each sentence in a batch, at least 0.
         anchor_weight: ``lambda``, at least 0.
         templates: Sentences with ``{}`` for the words, which a membrane compares prompts with; by
@@ -82,7 +82,7 @@ class SPM(AdapterErasure):
     def __init__(
         self,
         *,
-        guidance: float = 1.0,
+        eta: float = 1.0,
         anchors: int = 4,
         anchor_weight: float = 1000.0,
         templates: list[str] | None = None,
@@ -94,9 +94,9 @@ class SPM(AdapterErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, warmup=warmup, schedule=schedule, optimizer=optimizer, **kwargs)
-        require("SPM", at_least=0, guidance=guidance, anchors=anchors, anchor_weight=anchor_weight)
+        require("SPM", at_least=0, eta=eta, anchors=anchors, anchor_weight=anchor_weight)
         require_templates("SPM", templates or ())
-        self.guidance = guidance
+        self.eta = eta
         self.anchors = anchors
         self.anchor_weight = anchor_weight
         self.templates = templates or [*_SENTENCES]
@@ -156,13 +156,13 @@ class SPM(AdapterErasure):
         return self.backbone.contextualize(unrelated).tokens
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """``mse(eps(c), eps*(n) - g (eps*(c) - eps*(n))) + lambda mse(eps(a), eps*(a))``.
+        """``mse(eps(c), eps*(n) - eta (eps*(c) - eps*(n))) + lambda mse(eps(a), eps*(a))``.
 
         Concept and latent anchors are predicted in one forward, with the adapters of each
         sentence's concept alone.
         """
         teacher = batch.teacher
-        target = teacher.anchor - self.guidance * (teacher.concept - teacher.anchor)
+        target = teacher.anchor - self.eta * (teacher.concept - teacher.anchor)
         count = len(batch)
         copies = 1 + self.anchors
         x = batch.x.repeat(copies, 1, 1, 1)

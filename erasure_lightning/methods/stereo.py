@@ -28,8 +28,8 @@ concept's with other words. A concept without an anchor has no ``P_anchor``.
 
 Its numbers for SD 1.4: 4 rounds (2 for nudity) of 200 steps of 1 sentence at 5e-6 and 3000 steps of
 inversion at 5e-3, then 200 steps at 2e-5 (AdamW, constant), all but cross-attention. Those are the
-defaults. ``erase_steps`` counts for each concept, as ``--data.rounds`` does; that must be more than
-``rounds`` times as many.
+defaults. ``erase_steps`` counts for each concept, as ``--data.steps_per_concept`` does, which must
+be more than ``rounds`` times as many.
 
 Cost: of a step of the search 1 forward of the original and 1 forward and backward, of a word
 ``attack_steps`` forwards and backwards, of a last step ``rounds`` forwards of the original and 1

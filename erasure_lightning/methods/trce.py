@@ -20,8 +20,8 @@ Where the official code has a bug and ours differs: it never clears the gradient
 that Adam receives their running sum; a trajectory's latents are stored after the step whose time
 they carry; the end of text is looked up by the number of words, which misses it after a word of
 several tokens; ``preserve_scale`` multiplies the captions' Gram matrix twice, which makes its 0.01
-(unsafe content: 0.02) our ``preserve`` 1e-4. The two configs for unsafe content share a first stage
-by mistake.
+(unsafe content: 0.02) our ``preserve_scale`` 1e-4. The two configs for unsafe content share a first
+stage by mistake.
 
 Where ours differs: a concept has ten templates, and not the first fifteen of the official code;
 captions of what is retained and a small ridge take the place of a cached Gram matrix of COCO's,
@@ -61,7 +61,7 @@ class TRCE(GradientErasure):
 
     Args:
         closed_form: Start with stage 1; without it stage 2 starts from the original.
-        preserve: ``s``, weight of a caption of what is retained in stage 1, at least 0.
+        preserve_scale: ``s``, weight of a caption of what is retained in stage 1, at least 0.
         ridge: Pull of stage 1 towards the original weights, above 0.
         guidance: ``g`` of both references, at least 0.
         margin: By how much the anchor's reference is nearer than the concept's where training
@@ -84,7 +84,7 @@ class TRCE(GradientErasure):
         self,
         *,
         closed_form: bool = True,
-        preserve: float = 1e-4,
+        preserve_scale: float = 1e-4,
         ridge: float = 1e-3,
         guidance: float = 15.0,
         margin: float = 0.01,
@@ -94,11 +94,11 @@ class TRCE(GradientErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, optimizer=optimizer, **kwargs)
-        require("TRCE", at_least=0, preserve=preserve, guidance=guidance, margin=margin)
+        require("TRCE", at_least=0, preserve_scale=preserve_scale, guidance=guidance, margin=margin)
         require("TRCE", above=0, ridge=ridge)
         require("TRCE", above=0, at_most=1, early=early)
         self.closed_form = closed_form
-        self.preserve = preserve
+        self.preserve_scale = preserve_scale
         self.ridge = ridge
         self.guidance = guidance
         self.margin = margin
@@ -134,9 +134,9 @@ class TRCE(GradientErasure):
             concepts, anchors = end_states(self.original, batch, source)
             equations.redirect(concepts, anchors, 1 / count)
         captions = [c for label in vocabulary.others for c in vocabulary.retained_captions(label)]
-        if self.preserve and captions:
+        if self.preserve_scale and captions:
             gram = input_gram(self.original, captions, source)
-            equations.hold(gram, self.preserve / len(captions))
+            equations.hold(gram, self.preserve_scale / len(captions))
 
     def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
         """Early steps of the concepts' trajectories, where a bank is the source."""
@@ -175,7 +175,7 @@ def end_states(backbone: Backbone, batch: PromptBatch, source: TextInput) -> tup
         source: The layers whose input is read.
     """
     concept = backbone.encode(batch.prompts)
-    anchor = backbone.encode(batch.targets)
+    anchor = backbone.encode(batch.anchor_prompts)
     rows, anchor_rows = source.rows(concept), source.rows(anchor)
     if source.source == "pooled":
         return rows.flatten(0, 1), anchor_rows.flatten(0, 1)

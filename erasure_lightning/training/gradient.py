@@ -47,8 +47,8 @@ class GradientErasure(ErasureModule):
     nearest relative with code; numbers for the embedded worlds are in their configs. All methods
     here differ from most official code in three ways: prompts are drawn from ten templates (there
     the bare words: ``--data.templates '["{}"]'``), times are the steps of a sampler (there all
-    1000, or 50), and ``max_steps`` counts the steps of all concepts together (``--data.rounds``
-    those of each).
+    1000, or 50), and ``max_steps`` counts the steps of all concepts together
+    (``--data.steps_per_concept`` those of each).
 
     Args:
         lr: Highest learning rate, at least 0.

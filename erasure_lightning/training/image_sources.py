@@ -62,7 +62,11 @@ class GeneratedImages(LatentSource):
     def prepare(self, models: SourceModels) -> None:
         """Generates the images, a function of seed and rank: a resumed run generates the same."""
         self.sentences = models.sentences(self.images * models.concepts, 0)
-        prompts = self.sentences.prompts if self.of == "concept" else self.sentences.alternatives
+        prompts = (
+            self.sentences.prompts
+            if self.of == "concept"
+            else self.sentences.anchor_or_empty_prompts
+        )
         self.dataset = LatentDataset(
             models.original, prompts, models.seed, steps=self.steps, guidance=self.guidance
         )

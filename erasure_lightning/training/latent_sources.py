@@ -91,7 +91,7 @@ class Teacher:
 
 def anchor_conditioning(backbone: Backbone, sentences: PromptBatch) -> Conditioning:
     """Conditioning on the anchors' sentences ``(B, L, D)``, unconditional where there is none."""
-    conditioning = backbone.encode(sentences.alternatives)
+    conditioning = backbone.encode(sentences.anchor_or_empty_prompts)
     if all(sentences.anchors):
         return conditioning
     has_anchor = torch.tensor([bool(anchor) for anchor in sentences.anchors])
@@ -129,9 +129,9 @@ class NoisyBatch:
         return self.sentences.prompts
 
     @property
-    def targets(self) -> list[Phrase]:
+    def anchor_prompts(self) -> list[Phrase]:
         """The sentences with the anchors' words."""
-        return self.sentences.targets
+        return self.sentences.anchor_prompts
 
     @property
     def indices(self) -> Sequence[int]:

@@ -172,7 +172,7 @@ def _paired_rows(
         pairs: Computes sentence and both positions of every pair, ``(3, N)``.
     """
     concept = backbone.encode(batch.prompts)
-    anchor = backbone.encode(batch.targets)
+    anchor = backbone.encode(batch.anchor_prompts)
     rows, anchor_rows = source.rows(concept), source.rows(anchor)
     if source.source == "pooled":
         return rows.flatten(0, 1), anchor_rows.flatten(0, 1)

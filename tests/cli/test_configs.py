@@ -52,7 +52,7 @@ def test_steps_are_counted_for_each_concept_where_there_is_a_gradient(path: Path
     method = resolve_name(find_method(config["model"]["class_path"]).class_path)
     trainer = {key: config["trainer"].get(key) for key in ("max_steps", "max_epochs")}
     if issubclass(method, GradientErasure):
-        assert config["data"]["rounds"] > 0
+        assert config["data"]["steps_per_concept"] > 0
         assert trainer == {"max_steps": -1, "max_epochs": 1}
     else:
         assert trainer["max_steps"] == 1

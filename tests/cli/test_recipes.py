@@ -136,7 +136,7 @@ def test_a_recipe_is_valid_as_it_is(name, build):
     limits = {key: content["trainer"].get(key) for key in ("max_steps", "max_epochs")}
     closed = {"max_steps": 1, "max_epochs": None}
     assert limits == ({"max_steps": -1, "max_epochs": 1} if is_gradient else closed)
-    assert ("rounds" in content.get("data", {})) == is_gradient
+    assert ("steps_per_concept" in content.get("data", {})) == is_gradient
 
 
 @every_recipe

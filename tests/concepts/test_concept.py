@@ -27,7 +27,7 @@ def test_phrases_remember_the_concept():
 def test_a_batch_puts_anchors_in_the_same_sentences():
     batch = PromptBatch(["a {}", "{} here"], ["cat", "red heart"], ["dog", ""])
     assert [p.text for p in batch.prompts] == ["a cat", "red heart here"]
-    assert [p.text for p in batch.targets] == ["a dog", " here"]
+    assert [p.text for p in batch.anchor_prompts] == ["a dog", " here"]
 
 
 def test_styles_have_sentences_of_their_own():

@@ -51,8 +51,8 @@ def test_concepts_take_turns(data):
 
 
 def test_a_run_has_the_trainers_steps_or_so_many_rounds_of_the_concepts_if_those_are_fewer(data):
-    def length(rounds, most):
-        data.rounds, data.trainer.fit_loop.epoch_loop.max_steps = rounds, most
+    def length(steps_per_concept, most):
+        data.steps_per_concept, data.trainer.fit_loop.epoch_loop.max_steps = steps_per_concept, most
         return len(data.train_dataloader())
 
     assert [length(None, 4), length(5, -1), length(5, 4), length(5, 20), length(None, -1)] == [
@@ -64,8 +64,8 @@ def test_a_run_has_the_trainers_steps_or_so_many_rounds_of_the_concepts_if_those
     ]
     data.trainer.accumulate_grad_batches = 2
     assert [length(None, 4), length(5, -1)] == [8, 30]
-    with pytest.raises(ErasureError, match="needs rounds of at least 1; found 0"):
-        PromptData(rounds=0)
+    with pytest.raises(ErasureError, match="needs steps_per_concept of at least 1; found 0"):
+        PromptData(steps_per_concept=0)
 
 
 class SaveBehind(Callback):
@@ -106,12 +106,15 @@ def build():
     return Distillation(concepts=concepts, backbone=TinyBackbone(), schedule="cosine")
 
 
-def trained(*callbacks, resume=None, rounds=2, **arguments):
+def trained(*callbacks, resume=None, steps_per_concept=2, **arguments):
     settings = {"max_steps": -1, "max_epochs": 1, "limit_val_batches": 0, **arguments}
     trainer = quiet_trainer(callbacks=list(callbacks), **settings)
     module = build()
     trainer.fit(
-        module, PromptData(batch_size=1, rounds=rounds), ckpt_path=resume, weights_only=True
+        module,
+        PromptData(batch_size=1, steps_per_concept=steps_per_concept),
+        ckpt_path=resume,
+        weights_only=True,
     )
     return module
 
@@ -134,7 +137,7 @@ def test_more_epochs_are_more_steps_of_other_batches_along_one_cosine():
     runs = {}
     for epochs in (1, 2, 3):
         recorder = Recorder()
-        module = trained(recorder, rounds=1, max_epochs=epochs)
+        module = trained(recorder, steps_per_concept=1, max_epochs=epochs)
         runs[epochs] = module
         assert module.global_step == len(recorder.batches) == 3 * epochs
         assert module.lr_schedulers().get_last_lr() == [pytest.approx(0)]
@@ -151,14 +154,14 @@ def unbroken(tmp_path_factory):
     """A run of three epochs, what it saw, and the folder of its state behind every step."""
     torch.manual_seed(0)
     folder, recorder = tmp_path_factory.mktemp("states"), Recorder()
-    return trained(recorder, SaveAll(folder), rounds=1, max_epochs=3), recorder, folder
+    return trained(recorder, SaveAll(folder), steps_per_concept=1, max_epochs=3), recorder, folder
 
 
 @pytest.mark.parametrize("step", range(1, 9))
 def test_a_run_resumed_at_any_step_of_any_epoch_is_the_unbroken_one(unbroken, step):
     whole, recorder, folder = unbroken
     late = Recorder()
-    resumed = trained(late, resume=folder / f"{step}.ckpt", rounds=1, max_epochs=3)
+    resumed = trained(late, resume=folder / f"{step}.ckpt", steps_per_concept=1, max_epochs=3)
     assert late.batches == recorder.batches[step:]
     assert late.rates == recorder.rates[step:]
     assert equal(resumed, whole)
@@ -180,7 +183,7 @@ def test_a_run_resumed_at_any_step_of_any_epoch_is_the_unbroken_one(unbroken, st
 )
 def test_the_schedule_ends_with_the_run_however_that_is_bounded(arguments, steps):
     recorder = Recorder()
-    module = trained(recorder, rounds=2, **arguments)
+    module = trained(recorder, steps_per_concept=2, **arguments)
     assert module.trainer.datamodule.training_steps == module.global_step == steps
     assert module.lr_schedulers().get_last_lr() == [pytest.approx(0)]
     assert len(set(recorder.batches)) > 1
@@ -198,10 +201,10 @@ def test_the_schedule_ends_with_the_run_however_that_is_bounded(arguments, steps
         ),
         (
             {"max_epochs": 3, "max_steps": 6},
-            "3 epochs need more than the 6 steps of max_steps.*--data.rounds N",
+            "3 epochs need more than the 6 steps of max_steps.*--data.steps_per_concept N",
         ),
         (
-            {"max_epochs": 3, "max_steps": 4, "rounds": None},
+            {"max_epochs": 3, "max_steps": 4, "steps_per_concept": None},
             "3 epochs need more than the 4 steps of max_steps",
         ),
     ],

@@ -96,7 +96,8 @@ class TestLoss:
         )
         before = predict(module.original, ["", ""], x, t)
         anchor, concept = (
-            predict(module.original, p, x, t) - before for p in (BATCH.alternatives, BATCH.prompts)
+            predict(module.original, p, x, t) - before
+            for p in (BATCH.anchor_or_empty_prompts, BATCH.prompts)
         )
         by_hand = (
             (conditional - unconditional - (alternative * anchor - eta * concept)).square().mean()

@@ -86,7 +86,7 @@ class TestLoss:
         both = with_prior.erasure_loss(noisy(with_prior, X, T, BATCH))
         torch.manual_seed(3)
         again = with_prior.noisy_batch(BATCH)
-        prompts = again.sentences.alternatives
+        prompts = again.sentences.anchor_or_empty_prompts
         denoised = (
             (ask(with_prior.backbone, again.x, again.t, prompts) - again.target).square().mean()
         )
@@ -101,7 +101,7 @@ class TestLoss:
         torch.manual_seed(3)
         second = module.noisy_batch(BATCH)
         target = ask(module.backbone, X, T, ["a photo of a dog", ""])
-        prompts = second.sentences.alternatives
+        prompts = second.sentences.anchor_or_empty_prompts
         prior = ask(module.backbone, second.x, second.t, prompts) - second.target
         student = ask(module.backbone, X, T, BATCH.prompts)
         by_hand = (student - target).square().mean() + 0.5 * prior.square().mean()

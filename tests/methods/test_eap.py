@@ -42,7 +42,7 @@ def test_contract(arguments, tmp_path):
 
 def test_the_loss_by_hand():
     """In clean latents an epsilon model's errors weigh ``(1 - a) / a``."""
-    module = eap(adversary_lr=0.0, centres=1, closest=1, preserve=0.5, eta=2.0)
+    module = eap(adversary_lr=0.0, centres=1, closest=1, preserve_scale=0.5, eta=2.0)
     torch.manual_seed(3)
     loss = module.erasure_loss(noisy(module, X, T, BATCH))
 
@@ -138,7 +138,7 @@ def test_the_adversary_ascends_the_drift(monkeypatch):
 
 
 def test_without_preservation_it_is_esd_in_clean_latents():
-    module = eap(preserve=0.0)
+    module = eap(preserve_scale=0.0)
     logits = module.words.logits.clone()
     batch = noisy(module, X, T, BATCH)
     teacher = batch.teacher
@@ -146,7 +146,7 @@ def test_without_preservation_it_is_esd_in_clean_latents():
     by_hand = module.prediction_error(module.student(batch), target, T)
     assert torch.equal(module.erasure_loss(batch), by_hand)
     assert torch.equal(module.words.logits, logits)
-    assert not torch.equal(eap(preserve=1.0).erasure_loss(batch), by_hand)  # the control
+    assert not torch.equal(eap(preserve_scale=1.0).erasure_loss(batch), by_hand)  # the control
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ class TestLoss:
         module = erase_flow(log_reward=None, latents=trajectories(eta=eta))
         batch = module.noisy_batch(BATCH)
         forward, _ = self.densities(module, batch, module.backbone, batch.prompts, eta)
-        prompts = batch.sentences.alternatives
+        prompts = batch.sentences.anchor_or_empty_prompts
         own, _ = self.densities(module, batch, module.original, prompts, eta)
         imbalance = (forward - own).view(2, 3).sum(dim=1)
         assert torch.allclose(module.erasure_loss(batch), imbalance.square().mean(), rtol=1e-3)

@@ -73,7 +73,7 @@ def masks_of(module, x, t, batch):
     [
         {},
         {"refine": False, "latents": images(times="uniform"), "rank": 2},
-        {"preserve": 0.0, "mask": 0.0},
+        {"preserve_scale": 0.0, "mask": 0.0},
         {"latents": TrajectoryBank(trajectories=2, steps=2)},
     ],
     ids=lambda arguments: ", ".join(arguments) or "default",
@@ -88,7 +88,7 @@ class TestAlignment:
         return (
             shared_token_states(tiny, batch, tiny.text_inputs()[0]),
             tiny.encode(batch.prompts).tokens[0],
-            tiny.encode(batch.targets).tokens[0],
+            tiny.encode(batch.anchor_prompts).tokens[0],
         )
 
     def test_what_is_not_the_concept_meets_its_like(self):
@@ -114,7 +114,7 @@ class TestAlignment:
 
 class TestRefinement:
     def test_is_the_minimiser(self):
-        module = mace(preserve=0.2, ridge=0.5)
+        module = mace(preserve_scale=0.2, ridge=0.5)
         module.on_train_start()
         weights, old = (
             key_weights(module.backbone).requires_grad_(True),
@@ -133,13 +133,13 @@ class TestRefinement:
         assert (weights - old).abs().max() > 1e-2
 
     def test_preservation_has_its_weight_once(self):
-        one, ten = mace(preserve=1.0), mace(preserve=10.0)
+        one, ten = mace(preserve_scale=1.0), mace(preserve_scale=10.0)
         one.on_train_start(), ten.on_train_start()
         assert torch.allclose(10 * one._retained, ten._retained)
 
     def test_more_preservation_moves_retained_captions_less(self):
-        def moved(preserve):
-            module = mace(preserve=preserve, ridge=0.01)
+        def moved(preserve_scale):
+            module = mace(preserve_scale=preserve_scale, ridge=0.01)
             module.on_train_start()
             k = module.original.encode(["a bird", "a car"]).tokens.double()
             return (
@@ -149,7 +149,7 @@ class TestRefinement:
         assert moved(10.0) < 0.5 * moved(0.0)
 
     def test_words_around_the_concept_are_mapped_as_around_the_anchor(self):
-        module = mace(preserve=0.0, ridge=0.01)
+        module = mace(preserve_scale=0.0, ridge=0.01)
         module.on_train_start()
         k, a = (
             rows.double()
@@ -162,7 +162,7 @@ class TestRefinement:
 
     @pytest.mark.parametrize("family", [TinyXL, TinySD3, TinyFlux])
     def test_a_pooled_vector_is_mapped_as_the_anchor_s(self, family):
-        module = mace(family=family, preserve=0.0, ridge=0.01)
+        module = mace(family=family, preserve_scale=0.0, ridge=0.01)
         module.on_train_start()
         (batch, _), (_, source) = module._concept_sentences, module.original.text_inputs()
         (_, edited) = module.backbone.text_inputs()
@@ -177,7 +177,7 @@ class TestRefinement:
         assert f"{name}.weight" not in without.editable()
 
     def test_what_callbacks_retain_is_added(self):
-        module, gram = mace(preserve=0.5), torch.eye(32, dtype=torch.float64)
+        module, gram = mace(preserve_scale=0.5), torch.eye(32, dtype=torch.float64)
         module.on_train_start()
         captions = module._retained
         held = SimpleNamespace(weight=2.0, of_states=False, gram=lambda module, source: gram)
@@ -246,8 +246,8 @@ class TestSuppression:
 
     @pytest.mark.parametrize("family", [TinyBackbone, TinyFlux])
     def test_training_turns_attention_away_and_adapters_that_did_not_train_do_not(self, family):
-        trained = quick_fit(mace(family=family, preserve=0.0, lr=0.1), 20)
-        idle = quick_fit(mace(family=family, preserve=0.0, lr=1e-9), 2)
+        trained = quick_fit(mace(family=family, preserve_scale=0.0, lr=0.1), 20)
+        idle = quick_fit(mace(family=family, preserve_scale=0.0, lr=1e-9), 2)
         x, t = torch.randn(2, 4, 8, 8), torch.tensor([300.0, 300.0])
 
         def attended(module):
@@ -342,7 +342,7 @@ class TestAdapters:
             assert not torch.allclose(old @ k.mT, fused @ k.mT, atol=1e-1)
 
     def test_fusing_one_concept_merges_its_adapter_on_its_span(self):
-        module = started(CONCEPTS[:1], preserve=0.0, ridge=2.0)
+        module = started(CONCEPTS[:1], preserve_scale=0.0, ridge=2.0)
         gram = input_gram(module.original, module._concept_sentences[0].prompts, tokens(module))
         up, down = module.adapters.up[0], module.adapters.down[0]
         change = torch.cat(
@@ -352,7 +352,7 @@ class TestAdapters:
         assert torch.allclose(module.fused(), module._refined + shrunk, atol=1e-6)
 
     def test_adapters_that_learned_nothing_leave_stage_one_as_it_is(self):
-        module = mace(preserve=0.0)
+        module = mace(preserve_scale=0.0)
         module.on_train_start()
         assert torch.equal(module.fused().float(), module._refined)
 
@@ -387,7 +387,7 @@ def test_a_checkpoint_is_an_edit_at_any_time(family, tmp_path):
 def test_a_hundred_concepts():
     letters = "bcdefghijk"
     many = [Concept(a + b, "dog") for a in letters for b in letters]
-    module = quick_fit(mace(many, latents=images(steps=1), preserve=0.0), 2)
+    module = quick_fit(mace(many, latents=images(steps=1), preserve_scale=0.0), 2)
     assert len(module.trainable()) == 200
     assert all(value.isfinite().all() for value in module.editable().values())
 
@@ -398,7 +398,7 @@ def test_a_hundred_concepts():
         ({"rank": 0}, "rank of at least 1; found 0"),
         ({"mask": 2.0}, "mask of at least 0 and at most 1; found 2.0"),
         ({"ridge": 0.0}, "ridge above 0; found 0.0"),
-        ({"preserve": -1.0}, "preserve of at least 0; found -1.0"),
+        ({"preserve_scale": -1.0}, "preserve_scale of at least 0; found -1.0"),
     ],
 )
 def test_numbers_out_of_range(wrong, words):

@@ -77,7 +77,7 @@ class TestStageA:
         for concept in CONCEPTS:
             batch = PromptBatch(list(THING_TEMPLATES), [concept.name] * 10, [concept.anchor] * 10)
             plain = original.encode(batch.prompts)
-            images = aligned_states(original.encode(batch.targets), like=plain).flatten(0, 1)
+            images = aligned_states(original.encode(batch.anchor_prompts), like=plain).flatten(0, 1)
             by_hand.redirect(plain.tokens.flatten(0, 1), images, 2.0 / (10 * 16))
         correction = by_hand.correction(0.3)
         for name, layer in original.text_layers().items():
@@ -172,7 +172,7 @@ class TestStageB:
             concept_states, concept_states.reads_concept(), orthogonal_states(concept_states.tokens)
         )
         erasure = (
-            (ask(module.backbone, near) - ask(original, original.encode(BATCH.targets)))
+            (ask(module.backbone, near) - ask(original, original.encode(BATCH.anchor_prompts)))
             .square()
             .mean()
         )

@@ -73,7 +73,7 @@ def test_without_attack_and_mask_it_is_the_loss_of_esd():
 
 
 def test_the_loss_by_hand():
-    module = receler(attack_steps=0, guidance=0.5, mask_weight=3.0, threshold=0.5)
+    module = receler(attack_steps=0, eta=0.5, mask_weight=3.0, threshold=0.5)
     uncond, called = predict(module.original, ["", ""]), predict(module.original, BATCH.prompts)
     prompts = module.original.encode(BATCH.prompts)
     with module.original.attention() as maps:

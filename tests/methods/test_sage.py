@@ -147,7 +147,10 @@ class TestSelfCheck:
     def test_only_the_template_moves(self, check):
         module = quick_fit(sage(check=check, check_steps=0, lr=1e-2, warmup=1), 5)
         module.check_steps = 3
-        plain, anchor = module.backbone.embed(BATCH.prompts), module.backbone.embed(BATCH.targets)
+        plain, anchor = (
+            module.backbone.embed(BATCH.prompts),
+            module.backbone.embed(BATCH.anchor_prompts),
+        )
         (result,) = module.self_check(plain, noisy(module, *LATENTS, BATCH), anchor)
         moved = (result.embeddings != plain[0].embeddings).any(dim=2)
         assert moved.any()
@@ -157,7 +160,7 @@ class TestSelfCheck:
         module = sage()
         (plain,), (anchor,) = (
             module.backbone.embed(BATCH.prompts),
-            module.backbone.embed(BATCH.targets),
+            module.backbone.embed(BATCH.anchor_prompts),
         )
         result = replace(plain, embeddings=plain.embeddings + 1)
         there = with_template_of(anchor, result)
@@ -252,7 +255,7 @@ class TestReduction:
         module = sage(check_steps=0)
         batch = PromptBatch(["a {} car"], ["cat"], ["dog"], [0])
         now = module.backbone.encode(batch.prompts).tokens[0]
-        expected = module.original.encode(batch.targets).tokens[0]
+        expected = module.original.encode(batch.anchor_prompts).tokens[0]
         gap = (now - expected).square().mean(dim=1)
         assert torch.allclose(
             module.erasure_loss(noisy(module, *LATENTS, batch)), gap[2] + gap[3:].mean()
@@ -266,7 +269,7 @@ class TestReduction:
         module = SAGE(concepts=concepts, backbone=family(), **settings)
         module.configure_model()
         batch = PromptBatch(["a {} car"], ["cat"], ["dog"], [0])
-        concept, anchor = (module.original.encode(p) for p in (batch.prompts, batch.targets))
+        concept, anchor = (module.original.encode(p) for p in (batch.prompts, batch.anchor_prompts))
         # The student is the original: its distance from the target is ``(1 + eta) (c - a)``.
         errors = ((1 + eta) * (concept.tokens - anchor.tokens)[0]).square().mean(dim=1)
         by_hand = errors[2] + errors[3:].mean()

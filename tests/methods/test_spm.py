@@ -43,7 +43,7 @@ def predict(model, prompts):
     [
         {},
         {"latents": TrajectoryBank(trajectories=2, steps=3, student=True, refresh=2), "anchors": 2},
-        {"transport": "none", "anchors": 0, "guidance": 0.0},
+        {"transport": "none", "anchors": 0, "eta": 0.0},
     ],
     ids=["default", "student", "no transport"],
 )
@@ -51,9 +51,9 @@ def test_contract(arguments):
     check_method(SPM, **(VARIANT if arguments else {}), **(ARGUMENTS | {"warmup": 1} | arguments))
 
 
-@pytest.mark.parametrize("guidance", [0.0, 1.0])
-def test_the_erasing_loss_by_hand(guidance):
-    module = spm(guidance=guidance, anchors=0)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_erasing_loss_by_hand(eta):
+    module = spm(eta=eta, anchors=0)
     called = predict(module.original, BATCH.prompts)
     anchor = torch.stack(
         [
@@ -63,7 +63,7 @@ def test_the_erasing_loss_by_hand(guidance):
     )
     with module.membrane.fixed(torch.eye(2)):
         now = predict(module.backbone, BATCH.prompts)
-    by_hand = (now - (anchor - guidance * (called - anchor))).square().mean()
+    by_hand = (now - (anchor - eta * (called - anchor))).square().mean()
     assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
 
 

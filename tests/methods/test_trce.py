@@ -39,14 +39,14 @@ def bank(**arguments):
 )
 def test_contract(arguments):
     check_method(
-        TRCE, **(VARIANT if arguments else {}), **({"lr": 1e-3, "preserve": 1e-2} | arguments)
+        TRCE, **(VARIANT if arguments else {}), **({"lr": 1e-3, "preserve_scale": 1e-2} | arguments)
     )
 
 
 class TestStage1:
-    @pytest.mark.parametrize("preserve", [0.0, 2.0])
-    def test_by_hand(self, preserve):
-        module = trce(preserve=preserve, ridge=0.3)
+    @pytest.mark.parametrize("preserve_scale", [0.0, 2.0])
+    def test_by_hand(self, preserve_scale):
+        module = trce(preserve_scale=preserve_scale, ridge=0.3)
         original = module.original
         equations = Regression(torch.zeros(32, 32))
         for concept in CONCEPTS:
@@ -61,7 +61,7 @@ class TestStage1:
         captions = [c for label in vocabulary.others for c in vocabulary.retained_captions(label)]
         for i in range(0, len(captions), 100):
             rows = original.encode(captions[i : i + 100]).tokens.flatten(0, 1)
-            equations.keep(rows, preserve / len(captions))
+            equations.keep(rows, preserve_scale / len(captions))
         correction = equations.correction(0.3)
         solution = module.stage_1()
         for name, layer in original.text_layers().items():
@@ -87,10 +87,10 @@ class TestStage1:
             return sum(gap.square().sum() for gap in gaps).item()
 
         pair = "a photo of a cat", "a photo of a dog"
-        assert distance(*pair, preserve=0.0) < 0.1 * distance(*pair, edited=False)
+        assert distance(*pair, preserve_scale=0.0) < 0.1 * distance(*pair, edited=False)
         assert distance(*pair, edited=False) > 0  # the control
-        held = distance("a tree", "a tree", preserve=10.0)
-        assert held < 0.5 * distance("a tree", "a tree", preserve=0.0)
+        held = distance("a tree", "a tree", preserve_scale=10.0)
+        assert held < 0.5 * distance("a tree", "a tree", preserve_scale=0.0)
 
     def test_stage_2_leaves_its_layers_as_they_are(self):
         module = trce()
@@ -110,7 +110,9 @@ class TestStage2:
 
         empty = ["", ""]
         concept, none = (predict(before, each) for each in (BATCH.prompts, empty))
-        anchor = predict(before, [BATCH.targets[0], ""])  # no prompt where there is no anchor
+        anchor = predict(
+            before, [BATCH.anchor_prompts[0], ""]
+        )  # no prompt where there is no anchor
         preferred, rejected = (each + 2 * (each - none) for each in (anchor, concept))
         loss = 0
         for prediction in (predict(now, BATCH.prompts), predict(now, empty)):
@@ -127,7 +129,9 @@ class TestStage2:
             module = trce(margin=margin, guidance=0.0)
             batch = noisy(module, X, T, BATCH)
             # Of the anchors' sentences, which are nearer to the anchor than to the concept.
-            prediction = module.student(batch, module.backbone.encode(BATCH.alternatives))
+            prediction = module.student(
+                batch, module.backbone.encode(BATCH.anchor_or_empty_prompts)
+            )
             loss = module.margin_loss(batch, prediction).sum()
             each = torch.autograd.grad(loss, list(module.trainable().values()))
             return max(gradient.abs().max().item() for gradient in each)

@@ -404,7 +404,7 @@ def test_the_command_prints_the_plan_and_writes_no_file(tmp_path, monkeypatch, c
     [(["--trainer.fast_dev_run=2"], 2, 0), (["--trainer.overfit_batches=3"], 3, 10)],
 )
 def test_a_shortened_fit_is_planned_with_its_steps(arguments, steps, images, capsys):
-    small = ["--data.others=2", "--data.seeds=2", "--data.steps=2", "--data.rounds=9"]
+    small = ["--data.others=2", "--data.seeds=2", "--data.steps=2", "--data.steps_per_concept=9"]
     assert main(["plan", *ARGUMENTS, *small, *arguments, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["steps"], plan["pictures"]) == (steps, images)

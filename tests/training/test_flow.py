@@ -173,7 +173,7 @@ def teacher_is_the_student(patch):
 
 
 def students_prompt_is_the_anchors(patch):
-    patch.setattr(NoisyBatch, "prompts", property(lambda self: self.sentences.targets))
+    patch.setattr(NoisyBatch, "prompts", property(lambda self: self.sentences.anchor_prompts))
 
 
 def guidance_of_sampling(patch):

@@ -97,7 +97,10 @@ def test_every_decimal_of_every_attack_is_finite(name):
     "arguments",
     [
         *({"guidance": value} for value in (NAN, INF, -1.0)),
-        *({name: 0} for name in ("steps", "size", "draw_size", "batch_size", "rounds", "others")),
+        *(
+            {name: 0}
+            for name in ("steps", "size", "draw_size", "batch_size", "steps_per_concept", "others")
+        ),
         *({name: -5} for name in ("steps", "size")),
     ],
     ids=str,

@@ -49,7 +49,7 @@ class AGE(WordMixtureErasure):
     Args:
         train: Which part of the denoiser, as in ESD.
         eta: How far past the target, away from the concept; at least 0.
-        preserve: Weight ``lambda`` of the drift at the targets themselves; at least 0.
+        preserve_scale: Weight ``lambda`` of the drift at the targets themselves; at least 0.
         top: Words in a mixture; at least 1, and at 1 a single word.
         target_lr: Learning rate of the mixture's Adam; at 0 it is not learned.
         ascent: What the mixture's gradient passes through: the ``student``'s prediction in the
@@ -68,7 +68,7 @@ class AGE(WordMixtureErasure):
         *,
         train: Part = "x",
         eta: float = 1.0,
-        preserve: float = 1.0,
+        preserve_scale: float = 1.0,
         top: int = 5,
         target_lr: float = 1e-3,
         ascent: Literal["student", "full"] = "student",
@@ -78,9 +78,9 @@ class AGE(WordMixtureErasure):
     ) -> None:
         super().__init__(train=train, lr=lr, loss_space=loss_space, **kwargs)
         require("AGE", at_least=1, top=top)
-        require("AGE", at_least=0, eta=eta, preserve=preserve, target_lr=target_lr)
+        require("AGE", at_least=0, eta=eta, preserve_scale=preserve_scale, target_lr=target_lr)
         self.eta = eta
-        self.preserve = preserve
+        self.preserve_scale = preserve_scale
         self.top = top
         self.target_lr = target_lr
         self.ascent = ascent
@@ -102,7 +102,7 @@ class AGE(WordMixtureErasure):
         concept = self._clean(batch.teacher.concept, x, t)
         student = self._clean(self.student(batch), x, t)
         loss = mse_loss(student, mixed - self.eta * (concept - mixed))
-        return loss + self.preserve * self._drift(noise, times, mixture)
+        return loss + self.preserve_scale * self._drift(noise, times, mixture)
 
     def mixture_objective(
         self, batch: NoisyBatch, noise: Tensor, times: Tensor, mixture: Conditioning
@@ -121,14 +121,14 @@ class AGE(WordMixtureErasure):
             with torch.no_grad():
                 target = self._clean(self.original.denoise(noise, times, mixture), noise, times)
             student = self._clean(self.backbone.denoise(noise, times, mixture), noise, times)
-            return self.preserve * mse_loss(student, target)
+            return self.preserve_scale * mse_loss(student, target)
         x = batch.x
         t = batch.t
         with torch.no_grad():
             plain = self.backbone.encode(batch.prompts)
             student = self._clean(self.student(batch, plain), x, t)
         mixed = self._clean(self.original.denoise(x, t, mixture), x, t)
-        return mse_loss(student, mixed) + self.preserve * self._drift(noise, times, mixture)
+        return mse_loss(student, mixed) + self.preserve_scale * self._drift(noise, times, mixture)
 
     def _drift(self, x: Tensor, t: Tensor, mixture: Conditioning) -> Tensor:
         """``|X(z_t, c_t) - X*(z_t, c_t)|^2``, a scalar."""

@@ -53,7 +53,7 @@ def by_hand(batch, free, times, target, module):
     before = original.denoise(free, times, target).detach()
     a = model.process.alpha(times).view(-1, 1, 1, 1)
     gap = ((1 - a) / a * (model.denoise(free, times, target) - before).square()).mean()
-    return module.preserve * gap
+    return module.preserve_scale * gap
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ class TestMixture:
 
     def test_by_default_it_moves_by_the_students_side_of_the_drift_alone(self):
         """As in the official code; by hand, with the original's side detached."""
-        module = spoiled(age(preserve=2.0))
+        module = spoiled(age(preserve_scale=2.0))
         gradients = []
         for objective in (module.mixture_objective, partial(by_hand, module=module)):
             torch.manual_seed(1)
@@ -116,11 +116,11 @@ class TestMixture:
         assert not torch.allclose(gradient, gradients[0], rtol=1e-2)
 
     def test_both_terms_of_the_full_harm_reach_it(self):
-        for module in age(preserve=0.0, ascent="full"), spoiled(age(ascent="full")):
+        for module in age(preserve_scale=0.0, ascent="full"), spoiled(age(ascent="full")):
             value = module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
             assert torch.autograd.grad(value, module.words.logits)[0].abs().max() > 0
         # The control: the first term has no gradient in the official code.
-        module = age(preserve=0.0)
+        module = age(preserve_scale=0.0)
         value = module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
         assert torch.autograd.grad(value, module.words.logits)[0].abs().max() == 0
 
@@ -139,7 +139,7 @@ class TestMixture:
 
 def test_the_loss_by_hand():
     """In clean latents an epsilon model's errors weigh ``(1 - a) / a``."""
-    module = spoiled(age(target_lr=0.0, top=1, closest=1, centres=1, preserve=0.0, eta=0.5))
+    module = spoiled(age(target_lr=0.0, top=1, closest=1, centres=1, preserve_scale=0.0, eta=0.5))
     x, t = LATENTS
     target = module.mixture(at(module))
     mixed = module.original.denoise(x, t, target)
