@@ -227,7 +227,7 @@ def seeds_of_devices_that_are_there():
 
 @pytest.fixture
 def models_encode_alone(prompts_encoded_once, monkeypatch):
-    """Of tests that count what is encoded: models share no cache."""
+    """Of tests that count or measure what is encoded: models share no cache."""
     from erasure_lightning.backbones.base import Backbone
 
     monkeypatch.setattr(Backbone, "encode", prompts_encoded_once)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 import traceback
 import warnings
 from copy import deepcopy
@@ -11,11 +12,10 @@ from pathlib import Path
 import torch
 from distributed import fits
 from lightning.pytorch.callbacks import Callback
-from second_device import DEVICE, train_there
+from second_device import DEVICE, register, train_there
 from tiny_scorers import KnownScorer
 from trivial import Distillation
 
-from erasure_lightning.attacks.runner import attack_concepts
 from erasure_lightning.attacks.target import AttackSettings, AttackTarget
 from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone
 from erasure_lightning.concepts.concept import Concept
@@ -86,12 +86,13 @@ def attack(offer):
     few = {name: FEW[name] for name in FEW.keys() & inspect.signature(cls).parameters.keys()}
     if offer.name == "RelearningCurve":
         few["examples"] = [0, 1]
-    attack_concepts(cls(**few), target, lambda line: None)
+    cls(**few).run(target, 0)
 
 
 def main(path: Path):
     """Write the traceback of everything that is run, empty where it ran to its end, by name."""
     warnings.simplefilter("ignore")
+    register()
     train_there()
     calls = {name: partial(fit_method, name) for name in METHODS}
     calls |= {f"{family.__name__}, sampled": partial(sample, family) for family in TINY_BACKBONES}
@@ -105,3 +106,7 @@ def main(path: Path):
         except Exception:
             errors[name] = traceback.format_exc()
     path.write_text(json.dumps({name: errors.get(name, "") for name in calls}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,8 +1,9 @@
 """A device beside the CPU whose tensors, as a GPU's, may not be mixed with the CPU's.
 
-Values lie in the CPU's memory; every operation checks where its arguments are. To import this
-module registers the device for the whole process.
+Values lie in the CPU's memory; every operation checks where its arguments are.
 """
+
+from functools import cache
 
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -31,8 +32,7 @@ class _Module(backend_registration._DummyBackendModule):
         return [torch.bfloat16, torch.float16]
 
 
-backend_registration._setup_privateuseone_for_python_backend("second", _Module())
-DEVICE = torch.device("second", 0)
+DEVICE = torch.device("privateuseone", 0)  # the name until it is registered
 
 
 class _Tensor(torch.Tensor):
@@ -110,11 +110,17 @@ def _check_devices(operation, args, kwargs):
         raise RuntimeError(f"{operation} found tensors on {DEVICE} and on the CPU.")
 
 
-_LIBRARY = torch.library.Library("_", "IMPL")
-_LIBRARY.fallback(lambda operation, *args, **kwargs: _run(operation, args, kwargs), "PrivateUse1")
-torch._C._set_only_lift_cpu_tensors(
-    True
-)  # `torch.tensor` makes tensors on the CPU, then moves them
+@cache  # which keeps the library: what it registers lives as long
+def register():
+    """Make the device known to torch, for the rest of the process."""
+    backend_registration._setup_privateuseone_for_python_backend("second", _Module())
+    library = torch.library.Library("_", "IMPL")
+    library.fallback(
+        lambda operation, *args, **kwargs: _run(operation, args, kwargs), "PrivateUse1"
+    )
+    # `torch.tensor` makes tensors on the CPU, then moves them.
+    torch._C._set_only_lift_cpu_tensors(True)
+    return library
 
 
 def train_there():

@@ -4,6 +4,7 @@ import re
 from abc import abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,9 +31,12 @@ class AdapterEdit(ErasureModule):
     def plan(self) -> AdapterPlan:
         """Kind, layers and settings of the adapters; called once, before they are installed."""
 
+    @cached_property
+    def _plan(self) -> AdapterPlan:
+        return self.plan()
+
     def modified(self) -> list[str]:
         """Names of the adapter modules."""
-        self._plan = self.plan()
         return [f"denoiser.{layer}.{ADAPTER_CHILD}" for layer in self._plan.layers]
 
     def adapt(self) -> None:

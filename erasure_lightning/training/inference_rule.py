@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -27,9 +28,12 @@ class InferenceRule(ClosedFormErasure):
         A plan's layer with an empty name is the part itself.
         """
 
+    @cached_property
+    def _plans(self) -> dict[str, AdapterPlan]:
+        return self.plans()
+
     def modified(self) -> list[str]:
         """Names of the rules' modules."""
-        self._plans = self.plans()
         layers = [f"{part}.{layer}" for part, plan in self._plans.items() for layer in plan.layers]
         return [f"{layer.removesuffix('.')}.{ADAPTER_CHILD}" for layer in layers]
 

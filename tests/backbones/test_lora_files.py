@@ -265,7 +265,7 @@ class TestRefused:
             fuse_loras(TinyPixArt(), [str(saved / "style.safetensors")])
 
     def test_an_object_has_its_own(self, saved):
-        with pytest.raises(ErasureError, match="LoRAs fused before"):
+        with pytest.raises(ErasureError, match="loras needs a backbone by name"):
             UCE(
                 concepts=[Concept("cat", "dog")],
                 backbone=TinyBackbone(),

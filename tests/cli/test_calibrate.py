@@ -1,5 +1,6 @@
 import io
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,9 +92,7 @@ class TestMeasure:
     def test_a_group_with_nothing_in_it(self, empty):
         world = load_backbone("emoji-world").world
         backbone = TinyBackbone()
-        backbone.world = type(
-            "World", (), {"labels": world.labels[:0], "labels_of": lambda *_: ()}
-        )()
+        backbone.world = replace(world, labels=())
         concept = Concept("cat", domain=["small cat"] if empty == "unrelated" else [])
         with pytest.raises(ErasureError, match=f"at least one {empty} word for 'cat'"):
             calibrate(backbone, concept, unrelated=[] if empty == "unrelated" else ["dog"])

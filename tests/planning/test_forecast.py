@@ -39,6 +39,8 @@ from erasure_lightning.training.optimizers import check_eight_bits
 from erasure_lightning.training.strategies import register_strategies
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
+pytestmark = pytest.mark.usefixtures("models_encode_alone")  # whose memory is planned
+
 ARGUMENTS = [
     *("--model", "ESD", "--model.concepts", "[{name: cat}]"),
     *("--model.backbone", "TinyBackbone"),
