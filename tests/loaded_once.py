@@ -9,14 +9,12 @@ import torch
 from erasure_lightning.backbones.structural_copy import copier
 from erasure_lightning.backbones.text_cache import encoders_version
 
-#: Capacity in bytes of the cache that copies share: 8192 prompts of the emoji world.
+#: Capacity in bytes of a cache that models share: 8192 prompts of the emoji world.
 _LIMIT = 2**28
 
 
 def copies_of_one(load):
-    """`load_backbone` that reads each model once, whose copies encode each prompt once.
-
-    A copy whose text encoders are no longer what was read empties a cache of its own instead.
+    """`load_backbone` that reads each model once.
 
     Args:
         load: The function that reads.
@@ -26,16 +24,11 @@ def copies_of_one(load):
     def read(default, *arguments):
         model = load(*arguments)
         shared = [model.world, *(tower.tokenizer for tower in model.towers)]
-        return copier(model, shared), model._text_cache._encoded
+        return copier(model, shared)
 
     def copied(*arguments):
         # Some precisions of trainers set the default.
-        copy, encoded = read(torch.get_default_dtype(), *arguments)
-        model = copy()
-        texts = model._text_cache
-        texts._encoded, texts._version = encoded, encoders_version(model.text_encoders)
-        texts.limit = _LIMIT
-        return model
+        return read(torch.get_default_dtype(), *arguments)()
 
     return copied
 

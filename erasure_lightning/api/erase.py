@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from erasure_lightning.api.compose import compose
 from erasure_lightning.api.pipelines import Borrowed, as_backbone
 from erasure_lightning.api.quiet import interruptible, quiet
-from erasure_lightning.api.trainer import make_trainer, require_different_states
+from erasure_lightning.api.trainer import default_steps, make_trainer, require_different_states
 from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.concepts.concept import Concept, ConceptKind, require_templates
@@ -208,7 +208,7 @@ def _concepts(
     ignored = f"anchor {anchor!r}" if anchor else f"kind {kind!r}" if kind != "thing" else ""
     if ignored and not any(isinstance(c, str) for c in several):
         raise ErasureError(
-            f"erase needs anchor and kind of a Concept in the Concept; found {ignored} beside"
+            f"erase needs the anchor and the kind of a Concept inside it; found {ignored} beside"
             f" {several[0].name!r}. Only concepts that are text take it."
         )
     return [c if isinstance(c, Concept) else Concept(c, anchor, kind=kind) for c in several]
@@ -265,9 +265,8 @@ def _concept_call(concept: Concept, domain: Any) -> str:
 def _steps(module: ErasureModule, steps: int | None) -> int:
     if steps is not None and (not isinstance(steps, int) or steps < 1):
         raise ErasureError(f"erase needs steps of at least 1, a whole number; found {steps!r}.")
-    if not isinstance(module, GradientErasure):
-        return 1
-    return module.default_steps * len(module.concepts) if steps is None else steps
+    is_trained = isinstance(module, GradientErasure)
+    return default_steps(module) if steps is None or not is_trained else steps
 
 
 def _edit(module: ErasureModule) -> Edit:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.api.quiet import quiet
-from erasure_lightning.api.trainer import make_trainer, require_different_states
+from erasure_lightning.api.trainer import default_steps, make_trainer, require_different_states
 from erasure_lightning.callbacks.cost import Cost
 from erasure_lightning.callbacks.dashboard import Dashboard
 from erasure_lightning.callbacks.edit_export import ExportEdit
@@ -37,7 +37,6 @@ from erasure_lightning.runs.csv_log import MetricsFile
 from erasure_lightning.runs.folder import Run, default_run, unused_folder
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import PlainCheckpointIO
-from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.strategies import register_strategies
 
 #: Arguments of the trainer that neither a config nor an argument sets.
@@ -104,13 +103,10 @@ def fit(
     keeper = LastCheckpoint(save_every)
     watchdog = Watchdog(hang_timeout)
     register_strategies(module.has_unused, hang_timeout)
-    steps = 1
-    if isinstance(module, GradientErasure):
-        steps = module.default_steps * len(module.concepts)
     with quiet(), keeper.watching():
         session = make_trainer(
             fit,
-            **TRAINER | {"max_steps": steps} | trainer,
+            **TRAINER | {"max_steps": default_steps(module)} | trainer,
             default_root_dir=str(run.root),
             logger=run_loggers(run, logger),
             callbacks=run_callbacks(callbacks, keeper, watchdog, progress_bar=progress_bar),

@@ -175,14 +175,11 @@ def _factors(layout: OfficialLayout, path: Path, tensors: _Tensors, model: Backb
 def _pipeline(layout: OfficialLayout, path: Path, _: _Tensors, model: Backbone) -> _Tensors:
     other = dict(load_backbone(str(path)).named_parameters())
     own = dict(model.named_parameters())
-    if other.keys() != own.keys() or any(own[n].shape != p.shape for n, p in other.items()):
-        shapes = {name: p.shape for name, p in own.items()}
-        differing = next(
-            n for n in (own | other) if n not in other or other[n].shape != shapes.get(n)
-        )
+    own_shapes, shapes = ({(n, p.shape) for n, p in each.items()} for each in (own, other))
+    if differing := sorted(name for name, _ in own_shapes ^ shapes):
         raise ErasureError(
-            f"{path} needs the components of {model.name}; found a difference in {differing}. Pass"
-            " the model it was made on as backbone."
+            f"{path} needs the components of {model.name}; found a difference in {differing[0]}."
+            " Pass the model it was made on as backbone."
         )
     changed = [name for name, p in other.items() if not torch.equal(p, own[name])]
     names = [name.removeprefix("denoiser.") for name in changed]

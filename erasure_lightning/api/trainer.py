@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.arguments import constructing
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.gradient import GradientErasure
 
 
 def make_trainer(function: Callable[..., Any], **arguments: Any) -> Trainer:
@@ -26,6 +28,13 @@ def make_trainer(function: Callable[..., Any], **arguments: Any) -> Trainer:
             return Trainer(**arguments)
     except (ValueError, MisconfigurationException) as error:
         raise ErasureError(str(error)) from error
+
+
+def default_steps(module: ErasureModule) -> int:
+    """Steps of a fit by default: the paper's for each concept; a closed form takes one."""
+    if isinstance(module, GradientErasure):
+        return module.default_steps * len(module.concepts)
+    return 1
 
 
 def require_different_states(callbacks: Iterable[Callback]) -> None:

@@ -14,10 +14,10 @@ noised latent, verified in code:
 
 Images are generated once, before the first step, by the original itself, and stored as latents, so
 that the autoencoder is not needed. Each has its sentence, and the concept's is the same one with
-the words replaced. For a concept without an anchor (the official code always has one) that sentence
-is the empty prompt, of which Stable Diffusion XL's zeros for unconditional predictions are not the
-states. The official code generates 1,000 images of 200 written prompts a concept (25 steps at
-guidance 6).
+the words replaced. For a concept without an anchor (the official code always has one) images and
+target are of the empty prompt, encoded: Stable Diffusion XL's unconditional predictions have zeros
+in place of its states. The official code generates 1,000 images of 200 written prompts a concept
+(25 steps at guidance 6).
 
 Where ours differs: the target of a velocity model is the noise in its own parametrisation (the
 official prior's is not); words are replaced in a template, where the official string replacement
@@ -145,7 +145,7 @@ class CA(PartErasure):
         return loss + self.prior * self.prediction_error(prediction, noise_target(second), second.t)
 
     def _anchor_conditioning(self, batch: NoisyBatch) -> Conditioning:
-        """Of the prompts that the images were generated for, ``(B, L, D)``."""
+        """Conditioning of the prompts that the images were generated for, ``(B, L, D)``."""
         return self.backbone.encode(batch.sentences.anchor_or_empty_prompts)
 
 

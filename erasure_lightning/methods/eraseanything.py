@@ -130,6 +130,7 @@ class EraseAnything(PartErasure):
         self.synonyms = synonyms or {}
         # The last layer's map does not depend on its own queries of the text; predictions do.
         self.has_unused = retain_weight == 0
+        self.alternates = retain_weight > 0 or contrast_weight > 0
         self._check_words()
 
     def _check_words(self) -> None:
@@ -157,18 +158,13 @@ class EraseAnything(PartErasure):
         return TrajectoryBank(steps=28)
 
     @property
-    def retains(self) -> bool:
-        """Whether every second step retains."""
-        return self.retain_weight > 0 or self.contrast_weight > 0
-
-    @property
     def adversary_step(self) -> int:
         """Number of the erasing step: an adversary's share is of these."""
-        return self.global_step // 2 if self.retains else self.global_step
+        return self.global_step // 2 if self.alternates else self.global_step
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """The erasing loss in even steps, the retaining one in odd steps, a scalar."""
-        if self.retains and self.global_step % 2:
+        if self.alternates and self.global_step % 2:
             return self.retaining_loss(batch)
         return self.erasing_loss(batch)
 

@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Callback
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.distributed.lightning_internals import jump_to_step, keep_signal_handlers
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods.eraseanything import EraseAnything
 from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.planning.evaluation_counters import (
     STUDENT_CALLS,
@@ -270,8 +269,7 @@ def _shorten_loops(module: GradientErasure, recorder: _StepRecorder) -> None:
         RepeatedSteps(adversary, "search_step", recorder.counters, recorder.rollouts)
     if module.repeated_call:
         RepeatedSteps(module, module.repeated_call, recorder.counters, recorder.rollouts)
-    if isinstance(module, EraseAnything):
-        recorder.kinds += module.retains
+    recorder.kinds += module.alternates
     if isinstance(module, FMN):
         recorder.prepared = shorten_inversion(module)
     if isinstance(module, SalientErasure):

@@ -75,9 +75,11 @@ class GradientErasure(ErasureModule):
     #: Training steps of the paper or its official code, for a concept; 1000 where neither says.
     default_steps: ClassVar[int] = 1000
 
-    #: Name of a method that the loss calls in a loop, with one first argument in each; plans run
-    #: two calls of a loop and count the others. Empty without such a loop.
+    #: Name of a method that the loss calls in a loop, of which plans run two calls; empty for none.
     repeated_call: ClassVar[str] = ""
+
+    #: Whether two kinds of step take turns, each of which plans run.
+    alternates: bool = False
 
     def __init__(
         self,
@@ -128,9 +130,8 @@ class GradientErasure(ErasureModule):
         super().on_load_checkpoint(checkpoint)
         if latents := of_this_rank(checkpoint.get("latents", [])):
             self.latents.load_state_dict(latents)
-        adversary = of_this_rank(checkpoint.get("adversary", []))
-        if adversary and self.adversary is not None:
-            self.adversary.load_state_dict(adversary)
+        if self.adversary and (state := of_this_rank(checkpoint.get("adversary", []))):
+            self.adversary.load_state_dict(state)
 
     @abstractmethod
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
@@ -269,9 +270,8 @@ class GradientErasure(ErasureModule):
 
     def _log_gradient_norms(self, terms: Mapping[str, Tensor]) -> None:
         parameters = [p for p in self.trainable().values() if p.requires_grad]
-        for name, value in terms.items():
-            if not value.requires_grad:  # a term on states that the method does not edit
-                continue
+        # Without terms on states that the method does not edit.
+        for name, value in ((n, v) for n, v in terms.items() if v.requires_grad):
             gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
             norms = [gradient.norm() for gradient in gradients if gradient is not None]
             self.log(f"gradient/{name}", torch.stack(norms).norm())

@@ -279,7 +279,7 @@ def test_an_interruption_leaves_the_pipeline_as_it_was():
         ({"method": "UCE", "concepts": []}, "at least one concept"),
         (
             {"method": "UCE", "concepts": [Concept("star")], "anchor": "heart"},
-            "anchor and kind of a Concept in the Concept; found anchor 'heart' beside 'star'",
+            "the anchor and the kind of a Concept inside it; found anchor 'heart' beside 'star'",
         ),
         (
             {"method": "UCE", "concepts": Concept("star"), "kind": "style"},
