@@ -1,8 +1,10 @@
-"""The model that an edit was made on, by its name in the metadata."""
+"""The model that an edit was made on, and how its run drew images, by the edit's metadata."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.families import FAMILIES
@@ -11,6 +13,10 @@ from erasure_lightning.backbones.lora_files import fuse_loras
 from erasure_lightning.edits.edit import edit_title
 from erasure_lightning.edits.format import required_entry
 from erasure_lightning.errors import ErasureError
+
+#: Sampling steps and guidance scale for a model of no world.
+_STEPS = 50
+_GUIDANCE = 7.5
 
 
 def load_base_model(metadata: Mapping[str, Any], place: str | None = None) -> Backbone:
@@ -34,3 +40,20 @@ def load_base_model(metadata: Mapping[str, Any], place: str | None = None) -> Ba
     backbone = load_backbone(name)
     fuse_loras(backbone, metadata.get("arguments", {}).get("loras") or ())
     return backbone
+
+
+def run_sampling(metadata: Mapping[str, Any], backbone: Backbone) -> tuple[int, float]:
+    """Sampling steps and guidance scale of an edit's run, else the world's, else 50 and 7.5.
+
+    Args:
+        metadata: The edit's metadata, with the run's config where it was made by a command.
+        backbone: The model that the edit was made on.
+    """
+    config = yaml.safe_load(metadata.get("config", ""))
+    data = (config.get("data") if isinstance(config, dict) else None) or {}
+    world = backbone.world
+    steps = data.get("steps") or (world.steps if world else _STEPS)
+    guidance = data.get("guidance")
+    if guidance is None:
+        guidance = world.guidance if world else _GUIDANCE
+    return steps, guidance

@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 
 from erasure_lightning.api.accelerator import default_device
-from erasure_lightning.api.base_model import load_base_model
+from erasure_lightning.api.base_model import load_base_model, run_sampling
 from erasure_lightning.api.quiet import quiet
 from erasure_lightning.checks import require, require_host, require_seed
 from erasure_lightning.concepts.concept import Concept
@@ -28,10 +28,6 @@ from erasure_lightning.edits.format import required_entry
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import shell_word
 from erasure_lightning.training.checkpoints import locate_checkpoint
-
-#: Sampling steps and guidance scale for a model of no world.
-_STEPS = 50
-_GUIDANCE = 7.5
 
 #: Words with a button of their own, at most, for each concept.
 _MAX_WORDS = 12
@@ -75,7 +71,7 @@ class SideBySide:
 
     Args:
         run: A run's folder, or its ``edit.safetensors``.
-        steps: Sampling steps, at least 1; the world's by default, else 50.
+        steps: Sampling steps, at least 1; by default the run's, else the world's, else 50.
         backbone: Where the base model is now; by default as the edit names it.
 
     Raises:
@@ -114,9 +110,8 @@ class SideBySide:
         self.backbone = load_base_model(metadata, backbone)
         self.backbone.eval().to(default_device())
         self.edit.apply(self.backbone.to_pipeline())
-        world = self.backbone.world
-        self.steps = steps or (world.steps if world else _STEPS)
-        self.guidance = world.guidance if world else _GUIDANCE
+        own_steps, self.guidance = run_sampling(metadata, self.backbone)
+        self.steps = steps or own_steps
         self.backbone.sampler(self.steps)  # refuses more steps than the model has times
         self._lock = Lock()
         self.draw = lru_cache(256)(self._draw)
@@ -166,7 +161,7 @@ def serve_demo(
         run: A run's folder, or its ``edit.safetensors``.
         host: Address that it is bound to. The default is reachable from this machine only.
         port: The port; by default the first free one from 7860.
-        steps: Sampling steps, at least 1; the world's by default, else 50.
+        steps: Sampling steps, at least 1; by default the run's, else the world's, else 50.
         backbone: Where the base model is now; by default as the edit names it.
         ready: Is called with the page's address once it is there.
 

@@ -60,10 +60,10 @@ class RelearningCurve(FineTuningAttack, ConceptAttack):
         **kwargs: Any,
     ) -> None:
         super().__init__(steps=steps, lr=lr, **kwargs)
-        if not examples or min(examples) < 0 or sorted(set(examples)) != list(examples):
+        if not _is_rising(examples):
             raise ErasureError(
                 "RelearningCurve needs rising examples of at least 0, such as [0, 1, 2, 4]; found"
-                f" {list(examples)}."
+                f" {examples!r}."
             )
         self.examples = list(examples)
 
@@ -93,3 +93,12 @@ class RelearningCurve(FineTuningAttack, ConceptAttack):
         if images is None or not prompts:
             return model
         return self.fine_tuning(model, images, prompts, seed).advance(self.steps)
+
+
+def _is_rising(examples: object) -> bool:
+    """Whether it is a list of rising whole numbers of at least 0."""
+    if not isinstance(examples, list | tuple) or not examples:
+        return False
+    if not all(isinstance(count, int) for count in examples):
+        return False
+    return min(examples) >= 0 and sorted(set(examples)) == list(examples)

@@ -161,11 +161,13 @@ class Backbone(FamilyInterface):
 
     @contextmanager
     def _text_on_device(self) -> Iterator[None]:
-        if self._offloads_text:
-            self.text_encoders.to(self.device)
-        yield
-        if self._offloads_text:
-            self.text_encoders.to("cpu")
+        try:
+            if self._offloads_text:
+                self.text_encoders.to(self.device)
+            yield
+        finally:
+            if self._offloads_text:
+                self.text_encoders.to("cpu")
 
     def unconditional(self, count: int = 1) -> Conditioning:
         """The conditioning of unconditional predictions, for a batch of ``count``.
@@ -266,10 +268,7 @@ class Backbone(FamilyInterface):
         checkpoint_blocks(self.denoiser, self.text_encoders)
 
     def computing(self) -> AbstractContextManager[object]:
-        """Autocast to the precision of the frozen weights where that is bfloat16 or float16.
-
-        Edited weights and inputs are float32.
-        """
+        """Autocast to frozen weights in bfloat16 or float16; edited ones and inputs are float32."""
         low = self.base in (torch.bfloat16, torch.float16)
         return torch.autocast(self.device.type, self.base) if low else nullcontext()
 

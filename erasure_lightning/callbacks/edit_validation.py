@@ -18,6 +18,11 @@ class EditValidation(Callback):
     def __init__(self) -> None:
         self._initial_adapters: dict[str, Tensor] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the fit before; a checkpoint's state is restored after this hook."""
+        if stage == "fit":
+            self._initial_adapters = {}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the adapters' initial parameters."""
         if isinstance(pl_module, ErasureModule) and not self._initial_adapters:

@@ -16,12 +16,18 @@ def run_push(argv: list[str]) -> None:
     """Write the folder, or with ``--upload`` upload it as it is.
 
     Raises:
-        ErasureError: If the run cannot be read, the folder exists, or the Hub refuses.
+        ErasureError: If the run cannot be read, the folder exists, an option would have no effect,
+            or the Hub refuses.
     """
     options = _parser().parse(argv)
     from erasure_lightning.report.hub_folder import require_hub_id, upload_hub_folder
     from erasure_lightning.runs.folder import run_of
 
+    if options.private and not options.upload:
+        raise ErasureError(
+            "--private needs --upload, which makes the repository; found it alone. Add --upload, or"
+            " leave it out."
+        )
     require_hub_id(options.repository)
     folder = options.run_dir or run_of(options.run).root / "hub"
     if not (options.upload and folder.is_dir()):
@@ -103,6 +109,6 @@ def _parser() -> Arguments:
         no_gallery="Leave the images out, where what was erased must not be shown.",
         upload="Upload the folder, as you may have edited it; it is written first if it is not"
         " there. Needs `hf auth login`.",
-        private="Make the uploaded repository private.",
+        private="Make the repository private; of --upload alone.",
     )
     return parser

@@ -21,7 +21,7 @@ def is_shipped_list(name: str) -> bool:
 
 
 def read_prompt_list(name: str, owner: str) -> list[str]:
-    """The prompts of a text file, one a line, or of a shipped list.
+    """The prompts of a text file or a shipped list, one a line; ``#`` begins a comment.
 
     Args:
         name: The file's path, or one of `PROMPT_LISTS`.
@@ -32,8 +32,7 @@ def read_prompt_list(name: str, owner: str) -> list[str]:
     """
     if not is_shipped_list(name):
         return read_prompts_file(name, owner, f"one of the lists {', '.join(PROMPT_LISTS)}, or ")
-    lines = read_prompts_file(str(_FOLDER / f"{name}.txt"), owner)
-    return [line for line in lines if not line.startswith("#")]
+    return read_prompts_file(str(_FOLDER / f"{name}.txt"), owner)
 
 
 def without_concepts(prompts: Iterable[str], concepts: Sequence[Concept]) -> list[str]:

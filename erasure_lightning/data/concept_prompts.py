@@ -67,11 +67,14 @@ class ConceptPrompts:
             index: The concept's number.
         """
         concept = self.concepts[index]
-        templates = self._templates(concept)
-        things = cycle(evenly_spaced(self._others, len(templates)) or [""])
-        filled = [t.replace("{thing}", thing) for t, thing in zip(templates, things, strict=False)]
+        filled = self.with_things(self._templates(concept))
         names, anchors = ([word] * len(filled) for word in (concept.name, concept.anchor))
         return PromptBatch(filled, names, anchors, [index] * len(filled))
+
+    def with_things(self, templates: Sequence[str]) -> list[str]:
+        """Templates with retained things, evenly spaced, in the place of ``{thing}``."""
+        things = cycle(evenly_spaced(self._others, len(templates)) or [""])
+        return [t.replace("{thing}", thing) for t, thing in zip(templates, things, strict=False)]
 
     def every(self) -> Iterator[str]:
         """All sentences of concepts and anchors, with the longest name of a retained thing."""

@@ -2,13 +2,13 @@
 
 import io
 from collections.abc import Sequence
-from functools import cache
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
+
+from erasure_lightning.data.label_fonts import label_font, spelled_out
 
 #: Colours.
 _PAPER = "#f3f5f8"
@@ -133,9 +133,10 @@ def _label(pen: ImageDraw.ImageDraw, y: int, side: int, text: str) -> None:
 
 def wrap_text(text: str, size: int, width: int, most: int) -> list[str]:
     """A text in at most ``most`` lines of ``width`` pixels; the last one may be longer."""
-    font = _font(size, text.isascii())
+    text = spelled_out(text)
+    font = label_font(text, size)
     lines = [""]
-    for word in text.encode(errors="replace").decode().split():
+    for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer
@@ -144,23 +145,12 @@ def wrap_text(text: str, size: int, width: int, most: int) -> list[str]:
     return [*lines[: most - 1], " ".join(lines[most - 1 :])][: len(lines)]
 
 
-@cache  # a font keeps the shapes of its letters
-def _font(size: int, ascii_alone: bool) -> Any:
-    """Pillow's font; for letters that it lacks, such as *é* and *ж*, the one of matplotlib."""
-    if ascii_alone:
-        return ImageFont.load_default(size)
-    import matplotlib
-
-    file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(file, size)
-
-
 def _write_line(
     pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str, width: int
 ) -> None:
     """Draws one line of text, truncated to ``width`` pixels."""
-    font = _font(size, text.isascii())
-    text = " ".join(text.encode(errors="replace").decode().split())
+    text = " ".join(spelled_out(text).split())
+    font = label_font(text, size)
     text = text[:width]  # no letter is narrower than a pixel
     if font.getlength(text) > width:
         while text and font.getlength(f"{text}...") > width:

@@ -52,7 +52,7 @@ def _encoding_message(path: Path, content: bytes, place: int) -> str:
 
 
 def read_prompts_file(path: str, owner: str, otherwise: str = "") -> list[str]:
-    """The lines of a text file that are not empty.
+    """The lines of a text file, without empty ones and comments, which begin with ``#``.
 
     Args:
         path: The file.
@@ -67,6 +67,10 @@ def read_prompts_file(path: str, owner: str, otherwise: str = "") -> list[str]:
     except ErasureError as error:
         raise ErasureError(f"{owner} needs {otherwise}a text file of prompts; {error}") from error
     lines = [line.strip() for line in text.splitlines()]
-    if not any(lines):
-        raise ErasureError(f"{owner} needs at least one prompt; {path} holds none.")
-    return [line for line in lines if line]
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise ErasureError(
+            f"{owner} needs at least one prompt; {path} holds none. Lines that begin with # are"
+            " comments."
+        )
+    return prompts

@@ -61,8 +61,9 @@ class SPM(AdapterErasure):
         eta: ``eta``, how far the target lies past the anchor, away from the concept; at least 0.
         anchors: Number of latent anchors of each sentence in a batch, at least 0.
         anchor_weight: ``lambda``, at least 0.
-        templates: Sentences with ``{}`` for the words, which a membrane compares prompts with; by
-            default the bare words and three usual captions.
+        templates: Sentences with ``{}`` for the words (and ``{thing}`` for something retained),
+            which a membrane compares prompts with; by default the bare words and three usual
+            captions.
         transport: Gate of the adapters: the similarity ``rescaled`` by that of unrelated words, its
             ``cosine`` as it is (official), or ``none``, fully open for every prompt.
         lr: Highest learning rate.
@@ -146,7 +147,8 @@ class SPM(AdapterErasure):
             self.membrane.unrelated.copy_(same_sentence.quantile(0.95, dim=1))
 
     def _sentences(self, words: str) -> list[Phrase]:
-        return [fill_template(template, words) for template in self.templates]
+        templates = self.prompts.with_things(self.templates)
+        return [fill_template(template, words) for template in templates]
 
     def _unrelated_states(self) -> Tensor:
         """States of the ``J`` sentences with random words of the vocabulary, ``(32 J, L, D)``."""

@@ -38,8 +38,8 @@ class UCE(ClosedFormErasure):
     """Maps the concept's last token to its anchor's, in closed form.
 
     Args:
-        templates: Sentences with ``{}`` for the words, in which the last token is redirected; the
-            bare name by default.
+        templates: Sentences with ``{}`` for the words (and ``{thing}`` for something retained), in
+            which the last token is redirected; the bare name by default.
         preserve: Prompts whose last token's images are retained; none by default. Retention
             callbacks retain whole prompts.
         erase_scale: Weight ``e`` of each concept and template, at least 0.
@@ -79,7 +79,7 @@ class UCE(ClosedFormErasure):
         """Adds the terms of the concepts and of the preserved prompts."""
         names = [concept.name for concept in self.concepts]
         anchors = [concept.anchor for concept in self.concepts]
-        for template in self.templates:
+        for template in self.prompts.with_things(self.templates):
             for batch in PromptBatch.of_words(template, names, anchors):
                 pairs = last_token_states(self.original, batch, source)
                 equations.redirect(*pairs, self.erase_scale)

@@ -50,8 +50,9 @@ class SPEED(ClosedFormErasure):
     """Edits value maps, or the text's entries, in the null space of what is retained.
 
     Args:
-        templates: Sentences with ``{}`` for the words, in which concepts are redirected and labels
-            retained; the bare words by default, as in the official code.
+        templates: Sentences with ``{}`` for the words (and ``{thing}`` for something retained), in
+            which concepts are redirected and labels retained; the bare words by default, as in the
+            official code.
         retain: Texts whose last token's values are retained (officially ``""``, or a CSV), a text
             file with one a line, or the name of a shipped list (``artists``); those that name a
             concept or a word of its domain are left out. Default: the world's other labels,
@@ -142,7 +143,7 @@ class SPEED(ClosedFormErasure):
         """Inputs at the last token of words and of anchors in every template, ``(N, D)`` both."""
         word_states = []
         anchor_states = []
-        for template in self.templates:
+        for template in self.prompts.with_things(self.templates):
             for batch in PromptBatch.of_words(template, words, anchors):
                 pair = last_token_states(self.original, batch, source)
                 word_states.append(pair[0])
