@@ -3,6 +3,7 @@
 Yoon et al., SAFREE, arXiv 2410.12761; code jaehong31/SAFREE @ b8b2c3f.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -67,6 +68,12 @@ class SubspaceProjection(Rule):
         """The encoder's output with other states of the triggers; its pooled state stays."""
         if self._is_masking or self.strength == 0:
             return output
+        if kwargs.get("output_hidden_states"):
+            warnings.warn(
+                "SAFREE changes the text encoder's last states; found a pipeline that reads others"
+                " too, as with clip_skip, on which it does not act. Leave clip_skip out.",
+                stacklevel=2,
+            )
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         ends = self._ends(layer, ids)
         words = [(row, i) for row, end in enumerate(ends) for i in range(1, end)]

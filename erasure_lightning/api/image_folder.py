@@ -1,6 +1,7 @@
 """Images of a folder, alone or in the pairs that ``erasure predict`` writes."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -84,8 +85,12 @@ def _pair(folder: Path, row: dict[str, str]) -> FolderImage:
 
 
 def _independent(images: list[FolderImage]) -> list[FolderImage]:
-    """Images of one seed with a seed of their own each: there is no interval over one seed."""
-    if len({image.seed for image in images}) > 1:
+    """Images with a seed of their own each, where all or all but one have the same.
+
+    There is no interval over one seed, nor a FID of the one image that is left without it.
+    """
+    counts = Counter(image.seed for image in images)
+    if max(counts.values()) < len(images) - 1:
         return images
     return [image._replace(seed=i) for i, image in enumerate(images)]
 

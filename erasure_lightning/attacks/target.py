@@ -287,6 +287,7 @@ class AttackTarget:
             backbone=self.original.name,
             scorer=self.scorer.name,
             versions={name: version(name) for name in packages},
+            sampler_settings=self.original.sampler_settings,
         )
 
 

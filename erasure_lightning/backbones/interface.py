@@ -247,6 +247,11 @@ class FamilyInterface(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def sampler_settings(self) -> dict[str, Any]:
+        """Settings of the pipeline's sampler by name."""
+
+    @property
+    @abstractmethod
     def sampling_fingerprint(self) -> str:
         """A short hash of what images depend on beside weights: the sampler and its settings."""
 

@@ -98,12 +98,17 @@ class LatentDiffusion(Backbone):
         return type(self._scheduler).__name__
 
     @property
-    def sampling_fingerprint(self) -> str:
-        """A short hash of the scheduler's class and config."""
-        config = {
+    def sampler_settings(self) -> dict[str, Any]:
+        """The scheduler's config."""
+        return {
             key: value for key, value in self._scheduler.config.items() if not key.startswith("_")
         }
-        text = json.dumps([self.sampler_name, config], sort_keys=True, default=str)
+
+    @property
+    def sampling_fingerprint(self) -> str:
+        """A short hash of the scheduler's class and config."""
+        settings = self.sampler_settings
+        text = json.dumps([self.sampler_name, settings], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property

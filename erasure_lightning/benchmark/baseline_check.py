@@ -8,8 +8,7 @@ from erasure_lightning.callbacks.measure import EditMetrics
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.concepts.worlds import World
-from erasure_lightning.data.datamodule import measured_prompts
-from erasure_lightning.data.image_plan import ImageRequest
+from erasure_lightning.data.image_plan import ImageRequest, measured_prompts
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.scorer import Scorer

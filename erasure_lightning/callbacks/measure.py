@@ -202,6 +202,7 @@ class EditMetrics:
             scorer=self.scorer.name if self.scorer else "",
             versions=edit["versions"],
             precision=str(module.trainer.precision),
+            sampler_settings=module.backbone.sampler_settings,
         )
 
 

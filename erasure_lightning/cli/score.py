@@ -59,7 +59,7 @@ def _parser() -> Arguments:
     parser.add_options(
         str,
         **networks,
-        labels="File with the labels of accuracy, one a line.",
+        labels="File with the labels of accuracy, one a line; # begins a comment.",
         template="Sentence that a label is put into, for accuracy.",
     )
     parser.add_options(

@@ -7,6 +7,7 @@ from typing import TypeVar
 from erasure_lightning.concepts.concept import TEMPLATES_BY_KIND, Concept, ConceptKind
 from erasure_lightning.concepts.word_lists import COCO_OBJECTS, UNNAMED_PEOPLE, WELL_KNOWN_STYLES
 from erasure_lightning.concepts.worlds import World
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded, naming
 
 _T = TypeVar("_T")
@@ -40,6 +41,14 @@ def random_subset(items: Sequence[_T], count: int) -> list[_T]:
     return [items[index] for index in sorted(indices)]
 
 
+def unknown_to(world: World, word: str) -> ErasureError:
+    """The error for a word that a world does not know, with the most similar ones."""
+    near = world.nearest(word)
+    known = f"`find_world({world.name!r}).labels` lists what it knows"
+    hint = f"Nearest: {', '.join(near)}" if near else known
+    return ErasureError(f"The world {world.name} does not know {word!r}. {hint}.")
+
+
 class Vocabulary:
     """Labels of a world; without a world, COCO's objects and the concepts but for styles.
 
@@ -62,6 +71,16 @@ class Vocabulary:
         if self.world is None:
             return set(filter(naming(words), self.labels))
         return {label for word in words for label in self.world.labels_of(word)}
+
+    def require_labels(self, words: Iterable[str]) -> None:
+        """Raises unless the world, if there is one, knows all words as things.
+
+        Raises:
+            ErasureError: For the first that it does not know, with the most similar ones.
+        """
+        world = self.world
+        if world and (unknown := [word for word in words if not world.labels_of(word)]):
+            raise unknown_to(world, unknown[0])
 
     @property
     def erased(self) -> set[str]:

@@ -12,8 +12,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch, require_templates
-from erasure_lightning.concepts.vocabulary import Vocabulary, random_subset
-from erasure_lightning.data.image_plan import ImageBatch, ImageLoader, ImageRequest, read_prompts
+from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.data.image_plan import (
+    ImageBatch,
+    ImageLoader,
+    ImageRequest,
+    measured_prompts,
+    read_prompts,
+)
 from erasure_lightning.errors import ErasureError
 
 _T = TypeVar("_T")
@@ -220,6 +226,7 @@ class PromptData(LightningDataModule):
 
     def _check_sampling(self) -> None:
         """Raise before training if the model cannot draw the images by which it is measured."""
+        self.vocabulary.require_labels(self.neighbours)
         self._module.backbone.latent_shape(self.size)
         self._module.backbone.sampler(self._sampling()[0], self.size)
 
@@ -272,29 +279,3 @@ def warn_of_cut(backbone: Backbone, prompts: Iterable[str], what: str) -> None:
             f"{backbone.name} reads only the beginning of {len(cut)} of {len(every)} {what}, which"
             f" have more tokens than its text encoder takes. The first: {cut[0]!r}"
         )
-
-
-def measured_prompts(
-    vocabulary: Vocabulary,
-    others: int,
-    neighbours: Sequence[str],
-    earlier: Vocabulary | None = None,
-) -> list[tuple[str, str, str]]:
-    """Group, prompt and expected label of every prompt of the measurement.
-
-    Args:
-        vocabulary: What the model draws, and what of it is erased.
-        others: How many of the other labels are measured.
-        neighbours: Labels close to the concept.
-        earlier: The same model with the concepts of edits beneath, which are measured too.
-    """
-    caption = vocabulary.captions[1]
-    rows = [("efficacy", text, label) for text, label in vocabulary.concept_prompts()]
-    rows += [("generality", text, label) for text, label in vocabulary.domain_prompts()]
-    rows += [("neighbours", caption.format(label), label) for label in neighbours]
-    retained = vocabulary.others
-    if earlier and earlier.concepts:
-        rows += [("earlier", text, label) for text, label in earlier.concept_prompts()]
-        retained = [label for label in retained if label in set(earlier.others)]
-    retained = random_subset(retained, others)
-    return rows + [("specificity", caption.format(label), label) for label in retained]

@@ -1,4 +1,4 @@
-"""Images to generate: requests, their batches on each rank, and prompt files."""
+"""Images to generate: requests, the plan of a measurement, batches by rank, and prompt files."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from erasure_lightning.checks import MAX_SEED
+from erasure_lightning.concepts.vocabulary import Vocabulary, random_subset
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.csv_table import CsvRow, read_table
 from erasure_lightning.files.text_files import read_text
@@ -132,6 +133,36 @@ def _parts(group: list[ImageRequest], count: int, ranks: int) -> list[list[Image
     filled = min(parts, len(group))
     cuts = [i * len(group) // filled for i in range(filled + 1)]
     return [group[a:b] for a, b in pairwise(cuts)] + [[]] * (parts - filled)
+
+
+def measured_prompts(
+    vocabulary: Vocabulary,
+    others: int,
+    neighbours: Sequence[str],
+    earlier: Vocabulary | None = None,
+) -> list[tuple[str, str, str]]:
+    """Group, prompt and expected label of every prompt of the measurement.
+
+    Args:
+        vocabulary: What the model draws, and what of it is erased.
+        others: How many of the other labels are measured.
+        neighbours: Labels close to the concept.
+        earlier: The same model with the concepts of edits beneath, which are measured too.
+
+    Raises:
+        ErasureError: If the model's world does not know a neighbour.
+    """
+    vocabulary.require_labels(neighbours)
+    caption = vocabulary.captions[1]
+    rows = [("efficacy", text, label) for text, label in vocabulary.concept_prompts()]
+    rows += [("generality", text, label) for text, label in vocabulary.domain_prompts()]
+    rows += [("neighbours", caption.format(label), label) for label in neighbours]
+    retained = vocabulary.others
+    if earlier and earlier.concepts:
+        rows += [("earlier", text, label) for text, label in earlier.concept_prompts()]
+        retained = [label for label in retained if label in set(earlier.others)]
+    retained = random_subset(retained, others)
+    return rows + [("specificity", caption.format(label), label) for label in retained]
 
 
 class PromptColumns(NamedTuple):

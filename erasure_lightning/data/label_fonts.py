@@ -52,7 +52,9 @@ def _best_file(letters: frozenset[str]) -> str:
         return own
     from matplotlib.font_manager import findSystemFonts
 
-    return max((own, *sorted(findSystemFonts())), key=lambda file: len(_drawn(file, letters)))
+    # Last resort fonts draw every letter as a box.
+    files = [file for file in sorted(findSystemFonts()) if "lastresort" not in file.lower()]
+    return max((own, *files), key=lambda file: len(_drawn(file, letters)))
 
 
 @cache

@@ -60,8 +60,8 @@ class Edit:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of its tensors, by which edits that are based on it name it."""
-        return edit_fingerprint(self.tensors)
+        """A short hash of its tensors and rules, by which edits that are based on it name it."""
+        return edit_fingerprint(self.tensors, self.metadata)
 
     def save(self, path: str | Path) -> Path:
         """Write the edit, at strength 1, as a safetensors file with its metadata.

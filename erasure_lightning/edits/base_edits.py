@@ -119,7 +119,7 @@ def _find(entry: Mapping[str, Any], metadata: Mapping[str, Any], path: Path | No
             places += [folder / recorded, folder.parent / name]
     for place in places:
         file = locate_edit(place)
-        if file.is_file() and edit_fingerprint(read_edit(file)[0]) == entry["fingerprint"]:
+        if file.is_file() and edit_fingerprint(*read_edit(file)) == entry["fingerprint"]:
             return file
     where = f"{recorded} holds another edit, or none" if recorded else "it was never saved"
     method = str(metadata.get("method", "")).rpartition(".")[2]

@@ -186,7 +186,7 @@ def _require_whole(held: HeldEdit, names: Iterable[str]) -> None:
         ErasureError: If they hold another edit too, or could not be read.
     """
     own = {entry["fingerprint"] for entry in held.metadata.get("base_edits", [])}
-    own.add(edit_fingerprint(held.tensors))
+    own.add(edit_fingerprint(held.tensors, held.metadata))
     for name in names:
         component = EditedComponent(held.pipeline, name)
         component.require_whole()

@@ -90,7 +90,7 @@ def _changes(
 ) -> Iterator["_Change"]:
     record = AppliedEdit(
         edit=edit_title(metadata),
-        fingerprint=edit_fingerprint(tensors),
+        fingerprint=edit_fingerprint(tensors, metadata),
         concepts=list(metadata.get("concepts", [])),
         path=path,
         transferred=False,
@@ -150,9 +150,14 @@ class _Change:
     def is_held(self) -> bool:
         """Whether the component has the change, at whatever strength."""
         if not self.component.differing(self.values):
-            return True
+            return not self._is_of_other_settings()
         expected = stacked_values(self.component.module) if self._own_records() else {}
         return bool(expected) and not self.component.differing(expected)
+
+    def _is_of_other_settings(self) -> bool:
+        """Whether the component's adapters are another edit's, with the same tensors."""
+        adapters = [record for record in self._records() if "before" not in record]
+        return self.plan is not None and bool(adapters) and not self._own_records()
 
     def is_due(self, transfer: bool) -> bool:
         """Whether the component does not have the change yet.

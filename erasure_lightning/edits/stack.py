@@ -24,7 +24,7 @@ class AppliedEdit(TypedDict):
 
     Args:
         edit: Method and concepts.
-        fingerprint: `edit_fingerprint` of its tensors.
+        fingerprint: Its `edit_fingerprint`.
         concepts: The erased concepts, as plain values.
         path: Where it was read from; empty if it was not.
         transferred: Whether the component was another than the edit was made on.

@@ -219,7 +219,9 @@ class Receler(AdapterErasure):
         position = prompts.from_end()
         number = position.clamp(0, self.rows - 1).unsqueeze(2).expand_as(prompts.tokens)
         inside = (position >= 0) & (position < self.rows) & ~prompts.positions(MISSING)
-        tokens = torch.where(inside.unsqueeze(2), rows.gather(1, number), prompts.tokens)
+        # Stable Diffusion 3 pads CLIP's states with zeros to T5's width; these stay.
+        written = inside.unsqueeze(2) & (prompts.tokens != 0)
+        tokens = torch.where(written, rows.gather(1, number), prompts.tokens)
         return replace(prompts, tokens=tokens, roles=prompts.roles.masked_fill(inside, END))
 
     def rows_like(self, states: Tensor) -> AdversarialRows:

@@ -37,8 +37,8 @@ Where ours differs, or the official code has bugs:
 Under attack: the rule acts on everything that the text encoder reads, words or embeddings
 (UnlearnDiffAtk, P4D, RingABell, ConceptInversion's words), and gradients pass through it. It does
 not act on states put before the denoiser (SoftEmbedding) and on latents (LatentInversion).
-Pipelines that skip CLIP's last layers (``clip_skip``) read states that it does not change; so do
-those with a second text encoder, in which it is refused.
+Pipelines that skip CLIP's last layers (``clip_skip``) read states that it does not change, of which
+it warns; so do those with a second text encoder, in which it is refused.
 
 Cost: no denoiser evaluation; one text encoding a phrase. At inference one text encoding more for
 every word of a prompt.

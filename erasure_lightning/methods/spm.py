@@ -196,8 +196,11 @@ class SPM(AdapterErasure):
 
 
 def _random_like(states: Tensor) -> Tensor:
-    """Random directions, each as long as the states of its row times ``U[0.8, 1.2]``."""
-    noise = torch.randn_like(states)
+    """Random directions, each as long as the states of its row times ``U[0.8, 1.2]``.
+
+    Zeros stay: Stable Diffusion 3 fills up channels and a missing encoder's rows with them.
+    """
+    noise = torch.randn_like(states) * (states != 0)
     stretch = 0.8 + 0.4 * torch.rand(len(states)).to(states)
     lengths = states.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
     scaled: Tensor = noise * (stretch * lengths).view(-1, *[1] * (states.dim() - 1))

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, Self
 
 from erasure_lightning.errors import ErasureError
@@ -35,6 +35,8 @@ class Protocol:
         backbone, scorer: The user's names of the two. Recorded, not compared.
         versions: Versions of the packages. Recorded, not compared.
         precision: The trainer's, in which the models compute; files without it are of ``32-true``.
+        sampler_settings: Settings of the sampler by name; empty in older files. Those that one of
+            two protocols lacks do not make them differ.
     """
 
     prompts: dict[str, list[str]]
@@ -50,6 +52,11 @@ class Protocol:
     scorer: str
     versions: dict[str, str]
     precision: str = "32-true"
+    sampler_settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        settings = json.loads(json.dumps(self.sampler_settings, default=str))  # as in a file
+        object.__setattr__(self, "sampler_settings", settings)
 
     @property
     def compared(self) -> dict[str, Any]:
@@ -63,8 +70,8 @@ class Protocol:
 
     def difference(self, other: "Protocol") -> str:
         """The first field in which another protocol differs, with both values; empty if equal."""
-        ours = _flat(self.compared)
-        theirs = _flat(other.compared)
+        common = self.sampler_settings.keys() & other.sampler_settings.keys()
+        ours, theirs = (_flat(protocol.compared, common) for protocol in (self, other))
         for name in dict.fromkeys([*ours, *theirs]):
             a = ours.get(name)
             b = theirs.get(name)
@@ -78,10 +85,13 @@ def short_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields, with each group of prompts as a field of its own."""
+def _flat(values: Mapping[str, Any], settings: Collection[str]) -> dict[str, Any]:
+    """The fields, with each group of prompts and some settings as fields of their own."""
     prompts = {f"prompts of {group}": texts for group, texts in values["prompts"].items()}
-    return prompts | {name: value for name, value in values.items() if name != "prompts"}
+    own = values["sampler_settings"]
+    sampler = {f"{name} of the sampler": own[name] for name in sorted(settings)}
+    rest = {n: value for n, value in values.items() if n not in ("prompts", "sampler_settings")}
+    return prompts | rest | sampler
 
 
 def _brief(value: Any, other: Any) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Capability
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.vocabulary import unknown_to
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded
@@ -41,10 +42,7 @@ def check_world(world: World, concepts: Sequence[Concept]) -> None:
             another kind, by which no image would be recognised.
     """
     if unknown := [c.name for c in concepts if not world.has_word(c.name)]:
-        near = world.nearest(unknown[0])
-        known = f"`find_world({world.name!r}).labels` lists what it knows"
-        hint = f"Nearest: {', '.join(near)}" if near else known
-        raise ErasureError(f"The world {world.name} does not know {unknown[0]!r}. {hint}.")
+        raise unknown_to(world, unknown[0])
     styles = set(map(folded, world.styles))
     for concept in concepts:
         is_style = concept.kind == "style"

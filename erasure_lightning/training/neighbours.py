@@ -6,7 +6,8 @@ Stated by the paper: a neighbour ``e + eta`` of a text state ``e`` has ``d(e, e 
 Derived here: neighbours have the length ``r`` of their state, as the text encoder's last norm gives
 it. Then ``d = r sqrt(2 - 2 cos)``, so that both constraints are one interval of cosines, which is
 sampled without rejection. States beyond are orthogonal to ``e``: any overlap would retain the
-concept itself. Every position is perturbed on its own (the paper does not say), the start token
+concept itself. Both have the channels of their state: in SD 3 CLIP's are padded with zeros to T5's
+width. Every position is perturbed on its own (the paper does not say), the start token
 never, since all prompts share it.
 """
 
@@ -115,7 +116,9 @@ class Neighbourhood:
         neighbours = states.clone()
         missing = lengths.squeeze(-1) > 0  # zeros, in the place of a missing text encoder, stay
         for _ in range(_ROUNDS):
-            noise = _random(torch.randn, states, generator) / math.sqrt(states.shape[-1])
+            own = _own_channels(states)
+            noise = own * _random(torch.randn, states, generator)
+            noise = noise / own.sum(dim=-1, keepdim=True).sqrt()
             scale = states.norm(dim=-1) * (draw_cosines() ** -2 - 1).sqrt()
             candidates = states + noise * scale.unsqueeze(-1)
             candidates = normalize(candidates, dim=-1) * lengths
@@ -159,7 +162,7 @@ def states_at_cosines(
     """
     lengths: Tensor = states.norm(dim=-1, keepdim=True)
     units = normalize(states, dim=-1)
-    noise = _random(torch.randn, states, generator)
+    noise = _random(torch.randn, states, generator) * _own_channels(states)
     across = normalize(noise - (noise * units).sum(dim=-1, keepdim=True) * units, dim=-1)
     cosines = cosines.unsqueeze(-1)
     return lengths * (cosines * units + (1 - cosines.square()).sqrt() * across)
@@ -169,18 +172,17 @@ def expected_gram(states: Tensor, mean_squares: Tensor) -> Tensor:
     """``sum_i E b b^T`` ``(D, D)`` in float64, the limit of many draws of `states_at_cosines`.
 
     ``E b b^T = r^2 (s^2 u u^T + (1 - s^2) / (D - 1) (I - u u^T))`` with ``u = e / r`` (derived
-    here).
+    here); ``D`` and ``I`` are of a state's own channels.
 
     Args:
         states: ``e_i``, ``(N, D)``, around which the ``b`` lie.
         mean_squares: Mean square ``s^2`` of their cosines, ``(N,)``.
     """
     e = states.double()
-    width = e.shape[1]
-    across = (1 - mean_squares.double()) / (width - 1)
+    own = _own_channels(e).double()
+    across = (1 - mean_squares.double()) / (own.sum(dim=1) - 1)
     along = ((mean_squares.double() - across).unsqueeze(1) * e).mT @ e
-    identity = torch.eye(width, dtype=e.dtype, device=e.device)
-    return along + (across * e.square().sum(dim=1)).sum() * identity
+    return along + torch.diag((across * e.square().sum(dim=1)) @ own)
 
 
 def orthogonal_states(states: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -271,6 +273,15 @@ def beyond_predictions(
     with torch.no_grad():
         target = original.denoise(x, t, beyond)
     return edited.denoise(x, t, beyond), target
+
+
+def _own_channels(states: Tensor) -> Tensor:
+    """Mask of the channels of states that are not 0, boolean ``(..., D)``; all where one is alone.
+
+    Stable Diffusion 3 pads CLIP's states with zeros to T5's width.
+    """
+    own = states != 0
+    return own | (own.sum(dim=-1, keepdim=True) < 2)
 
 
 def _random(draw: Callable[..., Tensor], like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -20,6 +20,7 @@ from erasure_lightning.checks import require_host
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.image_grid import to_pil
 from erasure_lightning.diffusion.sampling import sample_images
+from erasure_lightning.edits.edit import read_edit, write_edit
 from erasure_lightning.errors import ErasureError
 
 CONCEPT = Concept("cat", anchor="dog", domain=["<b>red</b>", "star"])
@@ -48,6 +49,18 @@ def test_strength_0_is_the_original_and_the_order_of_calls_does_not_matter(run):
     assert original != edited
     assert both._draw("a cat", 0, 1.0).tobytes() == edited
     assert both._draw("a cat", 1, 0.0).tobytes() != original
+
+
+def test_it_draws_as_its_run_did_unless_it_is_told_otherwise(run, tmp_path):
+    tensors, metadata = read_edit(run / "edit.safetensors")
+    config = "data:\n  steps: 3\n  guidance: 0.0\n"
+    file = tmp_path / "edit.safetensors"
+    write_edit(file, tensors, metadata | {"config": config})
+    drawn = {}
+    for source, steps in ((run, None), (file, None), (file, 2)):
+        both = SideBySide(source, steps)
+        drawn[source, steps] = (both.steps, both.guidance)
+    assert drawn == {(run, None): (50, 7.5), (file, None): (3, 0.0), (file, 2): (2, 0.0)}
 
 
 def test_a_seed_beyond_a_generator_s_is_refused(run):

@@ -95,6 +95,9 @@ def test_equal_seeds_give_equal_results_and_the_model_is_not_modified():
     ("arguments", "words"),
     [
         ({"examples": []}, r"rising examples of at least 0, such as \[0, 1, 2, 4\]; found \[\]"),
+        ({"examples": 2}, r"rising examples of at least 0, such as \[0, 1, 2, 4\]; found 2\."),
+        ({"examples": "12"}, "found '12'"),
+        ({"examples": [0.5, 1]}, r"found \[0\.5, 1\]"),
         ({"examples": [2, 1]}, r"found \[2, 1\]"),
         ({"examples": [1, 1]}, r"found \[1, 1\]"),
         ({"examples": [-1, 1]}, r"found \[-1, 1\]"),

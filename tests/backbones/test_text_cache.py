@@ -179,6 +179,13 @@ class TestOffloadedText:
         tiny.encode(["a bird"])
         assert len(moves) == 5
 
+    def test_they_come_back_when_encoding_fails(self, tiny, moves, monkeypatch):
+        tiny.offload_text()
+        monkeypatch.setattr(tiny.towers[0], "encode", lambda embedded: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tiny.encode(["a bird"])
+        assert moves == ["cpu", "cpu", "cpu"]
+
     def test_no_gradient_flows_through_them(self, tiny, moves):
         tiny.offload_text()
         (prompts,) = tiny.embed(["a cat"])

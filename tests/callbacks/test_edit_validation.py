@@ -74,6 +74,18 @@ def test_adapters_are_copied_without_the_weights_beneath_them():
     assert all(".lora_" in name for name in names)
 
 
+def test_a_second_fit_has_initial_adapters_of_its_own():
+    """Those of another module, which has other layers or the same at another rank."""
+    validation = EditValidation()
+    ranks = []
+    for rank in (2, 3):
+        module = ESD(concepts=[Concept("cat")], backbone=TinyBackbone(), rank=rank)
+        quiet_trainer(max_steps=1, callbacks=[validation]).fit(module, PromptData(batch_size=2))
+        added = validation.state_dict()["added"]
+        ranks.append({len(value) for name, value in added.items() if ".lora_A." in name})
+    assert ranks == [{2}, {3}]
+
+
 class Spoiled(Distillation):
     """Sets a weight to infinity after the last finite loss."""
 

@@ -47,6 +47,7 @@ def measured(tmp_path_factory):
 def test_metrics_are_stored_written_and_logged(measured):
     folder, measure, trainer = measured
     assert Result.load(folder / "metrics.json") == measure.result
+    assert measure.result.protocol.sampler_settings["num_train_timesteps"] == 1000
     names = {group: set(metrics) for group, metrics in measure.result.estimates.items()}
     groups = ("efficacy", "generality", "neighbours", "specificity")
     assert names == {

@@ -1,6 +1,8 @@
 import csv
+from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import pytest
 import torch
 from PIL import Image, ImageChops
@@ -9,6 +11,7 @@ from trivial import Redirection, quiet_trainer
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.sample_grid import SampleGrid
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.data import label_fonts
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.data.image_grid import GridRow, draw_grid, wrap_text
 from erasure_lightning.data.image_plan import ImageRequest
@@ -167,3 +170,32 @@ def test_letters_beyond_ascii_are_drawn(name, other):
         draw_grid("t", "s", ["a", "b"], [GridRow("h", text, [dot, None])]) for text in (name, other)
     )
     assert ImageChops.difference(one, two).getbbox()
+
+
+@pytest.mark.parametrize(
+    ("text", "drawn"),
+    [
+        ("a \U0001f480 skull", ["a", "U+1F480", "skull"]),
+        ("\u732b", ["U+732B"]),
+        ("Dal\u00ed \u2694", ["Dal\u00ed", "\u2694"]),
+        ("\ud800", ["?"]),
+    ],
+)
+def test_letters_that_no_font_has_are_spelled_out(monkeypatch, text, drawn):
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", list)
+    label_fonts._best_file.cache_clear()
+    assert wrap_text(text, 17, 1000, 4) == [" ".join(drawn)]
+
+
+def test_letters_that_a_font_of_the_system_has_are_drawn_by_it(monkeypatch, tmp_path):
+    """Here a font of mathematical letters, which the usual one lacks."""
+    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    letter = "\ue000"
+    fonts = [str(file) for file in sorted(folder.glob("STIXNonUni.ttf"))]
+    (tmp_path / "damaged.ttf").write_bytes(b"no font")
+    fonts += [str(tmp_path / "damaged.ttf"), str(folder / "LastResortHE-Regular.ttf")]
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: fonts)
+    label_fonts._best_file.cache_clear()
+    assert label_fonts.spelled_out(letter) == letter
+    assert label_fonts.label_font(letter, 17).path == fonts[0]
+    label_fonts._best_file.cache_clear()

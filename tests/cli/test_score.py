@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 
 import numpy
 import pytest
@@ -10,7 +11,9 @@ from tiny_scorers import KnownScorer, save_scorer
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.api import score as api
+from erasure_lightning.api.image_folder import read_image_folder
 from erasure_lightning.callbacks.image_writer import MANIFEST_COLUMNS
+from erasure_lightning.metrics.distribution_distance import FrechetDistance
 from erasure_lightning.metrics.image_metrics import ClipScore, LabelAccuracy, MetricBatch
 from erasure_lightning.metrics.perceptual import AlexNet
 from erasure_lightning.metrics.score import Score
@@ -68,6 +71,30 @@ def eye(monkeypatch):
     monkeypatch.setattr(
         api, "load_detector", lambda: (Eye(), {"library": "eye 1.0", "weights": "e"})
     )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "independent"),
+    [([0, 0, 0, 0], 4), ([0, 0, 0, 1], 4), ([0, 0, 1, 1], 2)],
+    ids=["one", "all but one", "two"],
+)
+def test_images_count_as_independent_where_a_seed_left_out_leaves_no_two(
+    tmp_path, seeds, independent
+):
+    draw(tmp_path, seeds=2)
+    with (tmp_path / "manifest.csv").open(newline="") as file:
+        heading, *rows = csv.reader(file)
+    rows = rows[: len(seeds)]
+    for row, seed in zip(rows, seeds, strict=True):
+        row[heading.index("evaluation_seed")] = seed
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([heading, *rows])
+    read = [image.seed for image in read_image_folder(tmp_path)]
+    assert len(set(read)) == independent
+    distance = FrechetDistance()
+    distance.update_reference(torch.rand(4, 2))
+    distance.update(torch.rand(4, 2), read)
+    assert math.isfinite(distance.compute().high)
 
 
 def test_pictures_that_are_the_same_score_the_same(tmp_path, weights, eye, capsys):

@@ -11,7 +11,7 @@ from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.data.datamodule import measured_prompts
+from erasure_lightning.data.image_plan import measured_prompts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.testing import edit_of, quick_fit
 

@@ -45,8 +45,16 @@ def test_every_shipped_list_is_named():
 
 
 def test_a_file_goes_before_a_list_of_its_name(folder):
-    (folder / "things").write_text("# 1\n")
-    assert read_prompt_list("things", "A test") == ["# 1"]
+    (folder / "things").write_text("1\n")
+    assert read_prompt_list("things", "A test") == ["1"]
+
+
+def test_comments_of_a_file_are_no_prompts_as_in_shipped_lists(folder):
+    (folder / "own.txt").write_text("# mine\na cat\n  # more\na dog # no comment\n")
+    assert read_prompt_list("own.txt", "A test") == ["a cat", "a dog # no comment"]
+    (folder / "none.txt").write_text("# mine\n")
+    with pytest.raises(ErasureError, match=r"none\.txt holds none\. Lines that begin with #"):
+        read_prompt_list("none.txt", "A test")
 
 
 def test_what_is_neither_a_list_nor_a_file_is_refused():

@@ -8,8 +8,13 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced, random_subset
 from erasure_lightning.concepts.word_lists import COCO_OBJECTS
 from erasure_lightning.concepts.worlds import find_world
-from erasure_lightning.data.datamodule import Draws, PromptData, measured_prompts, warn_of_cut
-from erasure_lightning.data.image_plan import ImageLoader, ImageRequest, read_prompts
+from erasure_lightning.data.datamodule import Draws, PromptData, warn_of_cut
+from erasure_lightning.data.image_plan import (
+    ImageLoader,
+    ImageRequest,
+    measured_prompts,
+    read_prompts,
+)
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.testing import edit_of
 
@@ -327,6 +332,17 @@ def test_the_plan_follows_the_protocol():
     assert groups["neighbours"] == [("neighbours", "a rose", "rose")]
     assert len(groups["specificity"]) == 54
     assert not {"red heart", "broken heart"} & {r[2] for r in groups["specificity"]}
+
+
+def test_a_neighbour_that_the_world_does_not_know_is_refused_before_training(data):
+    vocabulary = Vocabulary(find_world("emoji-world"), HEART)
+    with pytest.raises(ErasureError, match="The world emoji-world does not know 'submarine'"):
+        measured_prompts(vocabulary, 54, ["rose", "submarine"])
+    measured_prompts(Vocabulary(None, HEART), 54, ["submarine"])
+    data.trainer.lightning_module.backbone.world = find_world("emoji-world")
+    data.neighbours = ["submarine"]
+    with pytest.raises(ErasureError, match="does not know 'submarine'"):
+        data.train_dataloader()
 
 
 def test_vocabulary_without_a_world_is_everyday_things():

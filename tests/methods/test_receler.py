@@ -100,6 +100,15 @@ def test_no_row_is_put_in_the_place_of_a_missing_text_encoder():
     assert not torch.equal(attacked.tokens[:, first], prompts.tokens[:, first])
 
 
+def test_rows_leave_the_channels_that_clip_s_states_lack():
+    module = receler(TinySD3, attack_steps=1)
+    prompts = module.backbone.encode(BATCH.prompts)
+    attacked = module.attacked(prompts, noisy(module, X, T, BATCH))
+    lacking = prompts.tokens == 0
+    assert lacking[:, prompts.segments[0]].any()
+    assert not attacked.tokens[lacking].any()
+
+
 def test_erasers_and_rows_have_their_numbers():
     module = receler(rank=3, rows=5, attack_lr=0.3, attack_decay=0.02)
     downs = [p for name, p in module.trainable().items() if name.endswith("maps.0.weight")]

@@ -125,6 +125,20 @@ def test_embeddings_that_are_no_words_meet_the_rule_and_pass_gradients():
 
 
 @torch.no_grad()
+def test_it_warns_of_other_states_as_with_clip_skip_on_which_it_does_not_act(recwarn):
+    """As stock pipelines call the text encoder for ``clip_skip``."""
+    encoder = rule(filter=False).backbone.to_pipeline().text_encoder
+    ids = torch.arange(1, 17).unsqueeze(0)
+
+    def warned(**arguments):
+        encoder(ids, attention_mask=None, **arguments)
+        return any("Leave clip_skip out" in str(each.message) for each in recwarn.list)
+
+    assert not warned()  # the control
+    assert warned(output_hidden_states=True)
+
+
+@torch.no_grad()
 def test_a_token_of_textual_inversion_is_a_word_like_others():
     """Also where a config is of 2022, by which the end of text has the largest id."""
     generator = torch.Generator().manual_seed(0)

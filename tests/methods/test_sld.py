@@ -6,7 +6,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionPipelineSafe
 from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
 
-from erasure_lightning import erase
+from erasure_lightning import apply_edit, erase
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyPixArt, TinySD3, TinyXL
 from erasure_lightning.concepts.concept import Concept
@@ -67,6 +67,19 @@ def test_a_stock_pipeline_with_the_rule_draws_what_the_official_pipeline_draws(n
     assert (plain - expected).abs().max() > 1e-3  # the control
     without = images(official, negative_prompt=negative, **OFFICIAL | {"sld_momentum_scale": 0})
     assert (without - expected).abs().max() > 1e-4  # the momentum is seen
+
+
+def test_edits_of_other_settings_are_not_each_other():
+    pipelines = [TinyBackbone().to_pipeline() for _ in range(2)]
+    strong, weak = (
+        erase(pipeline, "cat", method="SLD", scale=scale, progress_bar=False)
+        for pipeline, scale in zip(pipelines, (1000.0, 10.0), strict=True)
+    )
+    assert all(torch.equal(strong.tensors[name], weak.tensors[name]) for name in weak.tensors)
+    assert strong.fingerprint != weak.fingerprint
+    assert strong.apply(pipelines[0]).pipeline is pipelines[0]  # it is there already
+    with pytest.raises(ErasureError, match=r"found those of another edit \(SLD of cat\)"):
+        apply_edit(weak, pipelines[0])
 
 
 @torch.no_grad()

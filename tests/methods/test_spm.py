@@ -10,7 +10,7 @@ from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
 from torch import nn
 
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinySD3
 from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
@@ -143,6 +143,24 @@ def test_the_membrane_has_the_method_s_settings(transport):
     sentences = module.membrane.sentences
     own = module.original.encode(["star", "a star", "my star"]).tokens
     assert torch.allclose(sentences[1], own, atol=1e-5)
+
+
+def test_templates_have_retained_things_as_those_of_the_data():
+    module = spm(templates=["a {thing} and a {}"])
+    (thing,) = module.prompts.with_things(["{thing}"])
+    expected = spm(templates=[f"a {thing} and a {{}}"]).membrane.sentences
+    assert torch.equal(module.membrane.sentences, expected)
+
+
+def test_latent_anchors_leave_the_channels_that_clip_s_states_lack():
+    module = SPM(concepts=CONCEPTS, backbone=TinySD3(), **ARGUMENTS)
+    module.configure_model()
+    states = module.backbone.encode(BATCH.prompts)
+    anchors = module.latent_anchors(states).tokens
+    lacking = (states.tokens == 0).repeat(module.anchors, 1, 1)
+    assert lacking.any()
+    assert not anchors[lacking].any()
+    assert anchors[~lacking].all()
 
 
 def test_what_the_membrane_remembers_is_saved_and_not_trained():

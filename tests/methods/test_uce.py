@@ -73,6 +73,13 @@ class TestSolution:
         assert same(module.solve(), expected)
         assert not same(edit_of(module), expected)
 
+    def test_templates_have_retained_things_as_those_of_the_data(self):
+        module = uce(templates=["a {thing}, {} style", "{thing} in {} style"])
+        first, second = module.prompts.with_things(["{thing}", "{thing}"])
+        assert first != second
+        filled = uce(templates=[f"a {first}, {{}} style", f"{second} in {{}} style"])
+        assert same(module.solve(), {n: v.double() for n, v in filled.solve().items()})
+
     def test_in_templates_the_empty_anchor_is_the_word_before(self):
         module = uce(templates=["{}", "photo of {}"])
         pairs = [(t + c, (t + a).strip()) for t in ("", "photo of ") for c, a in

@@ -20,6 +20,7 @@ PROTOCOL = Protocol(
     backbone="here",
     scorer="there",
     versions={"torch": "2"},
+    sampler_settings={"timestep_spacing": "leading", "betas": (0.1, 0.2)},
 )
 
 
@@ -45,6 +46,15 @@ def test_a_result_without_its_precision_is_of_32_true(tmp_path):
     del content["protocol"]["precision"]
     (tmp_path / "metrics.json").write_text(json.dumps(content))
     assert Result.load(tmp_path / "metrics.json") == RESULT
+
+
+def test_settings_of_the_sampler_count_where_both_have_them():
+    other = replace(PROTOCOL, sampler_settings={"timestep_spacing": "trailing"})
+    assert other.identity != PROTOCOL.identity
+    difference = "timestep_spacing of the sampler: 'leading' and 'trailing'"
+    assert PROTOCOL.difference(other) == difference
+    for settings in ({}, {"timestep_spacing": "leading"}):  # an older file, or an older library
+        assert PROTOCOL.difference(replace(PROTOCOL, sampler_settings=settings)) == ""
 
 
 def test_paths_and_versions_are_recorded_but_make_no_difference():

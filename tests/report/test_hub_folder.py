@@ -250,6 +250,11 @@ def test_an_upload_takes_the_folder_as_it_was_edited(run, capsys, hub):
     assert hub.calls == [("a/b", True), ("a/b", names)]
 
 
+def test_private_without_an_upload_is_refused(run, capsys, hub):
+    assert "--private needs --upload" in error(capsys, run, "a/b", "--private")
+    assert not (run / "hub").exists()
+
+
 def test_a_folder_written_for_another_repository_is_not_uploaded(run, capsys, hub):
     push(capsys, run, "a/b")
     hub.calls = ()

@@ -71,6 +71,20 @@ class TestSamplers:
         assert torch.equal(one, two)
         assert not torch.equal(one, other)
 
+    @pytest.mark.parametrize("sampler", ["direct", "reject", "beyond"])
+    def test_channels_that_a_state_lacks_stay_empty(self, sampler):
+        e = states(400, width=16)
+        e[:200, 10:] = 0  # as CLIP's states in Stable Diffusion 3
+        place = Neighbourhood(0.7, 0.9)
+        drawn = orthogonal_states(e) if sampler == "beyond" else place.draw(e, sampler, generator())
+        assert not drawn[:200, 10:].any()
+        assert drawn[200:].all()
+        assert drawn[:200, :10].all()
+        cosines = torch.cosine_similarity(e, drawn)
+        low, high = (0, 0) if sampler == "beyond" else (0.7, 0.9)
+        assert cosines.min() > low - 1e-5
+        assert cosines.max() < high + 1e-5
+
     def test_what_is_beyond_is_orthogonal(self):
         e = states()
         assert torch.cosine_similarity(e, orthogonal_states(e)).abs().max() < 1e-5
@@ -96,8 +110,10 @@ class TestExpectation:
             relative(few.T @ few / 20, gram) > 0.1
         )  # the control: few samples leave it half empty
 
-    def test_the_same_beyond(self):
+    @pytest.mark.parametrize("channels", [16, 10])
+    def test_the_same_beyond(self, channels):
         e = states(3, width=16)
+        e[1:, channels:] = 0
         many, few = (
             orthogonal_states(e.repeat(count, 1), generator()).double() for count in (20000, 5)
         )

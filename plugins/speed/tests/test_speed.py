@@ -168,6 +168,16 @@ def test_centres_are_means_of_what_is_nearest():
     )
 
 
+def test_templates_have_retained_things_as_those_of_the_data():
+    module = speed(templates=["a {thing}, {} style"])
+    (thing,) = module.prompts.with_things(["{thing}"])
+    filled = speed(templates=[f"a {thing}, {{}} style"])
+    rows, expected = (each.rows(each.original.text_inputs()[0]) for each in (module, filled))
+    assert thing
+    assert torch.equal(rows.concepts, expected.concepts)
+    assert torch.equal(rows.retained, expected.retained)
+
+
 def test_values_move_from_concept_to_anchor_and_nothing_else_does():
     module = quick_fit(speed(augment=0, retain_scale=1e-4), 1)
     assert {name.rpartition(".to_")[2] for name in edit_of(module)} == {"v.weight"}
