@@ -20,8 +20,9 @@ max 5000, 0, 1, 0.5, 0.7.
 Where ours differs: the rule is one of the denoiser, in which ``e_p - gamma`` takes the place of
 ``e_p``. That is the same guided prediction (a test compares images with diffusers'), in any sampler
 and stock pipeline, and acts where the code's does not: without guidance. ``delta`` counts steps of
-50 there and is a share of the times here, which any number of steps has. The states of concept and
-empty prompt are encoded once.
+50 there and is a share of the times here, which any number of steps has. The momentum's steps are
+evaluations of the denoiser in both: a sampler with two of them a step (Heun) feeds it twice. The
+states of concept and empty prompt are encoded once.
 
 ``mu`` grows with the distance from the concept's prediction, up to 1: by the paper's equation a
 single prediction for something else moves no less than one for the concept. What spares other

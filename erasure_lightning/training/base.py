@@ -43,7 +43,8 @@ from erasure_lightning.training.edit_state import (
     BACKBONE_PREFIX,
     backbone_state,
     check_base_model,
-    check_shapes,
+    complete_weights,
+    reduce_to_edit,
 )
 from erasure_lightning.training.paired_sampling import PairedSampling
 from erasure_lightning.training.retention_term import RetentionTerm
@@ -265,7 +266,7 @@ class ErasureModule(PairedSampling, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Reduce a checkpoint to the edit and plain values, which are read without running code."""
-        checkpoint["state_dict"] = {BACKBONE_PREFIX + n: v for n, v in self.edit_values().items()}
+        reduce_to_edit(checkpoint, self, self.edit_values())
         checkpoint["hyper_parameters"] = self.arguments()
         checkpoint["erasure"] = self.description()
 
@@ -278,9 +279,8 @@ class ErasureModule(PairedSampling, ABC):
         component = self.backbone.component_name
         editable = self.editable()
         names = {BACKBONE_PREFIX + component(n): BACKBONE_PREFIX + n for n in editable}
-        state = backbone_state(checkpoint["state_dict"], names, type(self).__name__)
-        check_shapes(state, {BACKBONE_PREFIX + n: p.shape for n, p in editable.items()})
-        checkpoint["state_dict"] = state
+        state = backbone_state(checkpoint["state_dict"], names, editable, type(self).__name__)
+        complete_weights(checkpoint, self, state)
         metadata = checkpoint.get("erasure", {})
         check_base_edits(metadata, self.base_edits)
         check_base_model(metadata, self.backbone.name, self.fingerprint, self.rounded)

@@ -4,10 +4,17 @@ import pickle
 
 import pytest
 import torch
+from lightning import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from trivial import Distillation, quiet_trainer
 
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.edit import write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.folder import Run
+from erasure_lightning.testing import edit_of
 from erasure_lightning.training.checkpoints import (
     PlainCheckpointIO,
     locate_checkpoint,
@@ -135,3 +142,34 @@ def test_a_full_disk_leaves_the_last_good_one(run, monkeypatch):
         PlainCheckpointIO().save_checkpoint({"erasure": {}}, run.last)
     assert run.last.read_bytes() == before
     assert os.listdir(run.last.parent) == ["last.ckpt"]
+
+
+class SaveBehindTwo(Callback):
+    """Saves behind the second step: the first one's weights are their own average."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 2:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_weight_average_is_resumed_and_its_checkpoint_holds_what_is_trained(tmp_path):
+    file = tmp_path / "two.ckpt"
+
+    def trained(*callbacks, resume=None):
+        torch.manual_seed(0)
+        module = Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-2)
+        plain = {"callbacks": [*callbacks], "plugins": PlainCheckpointIO()}
+        trainer = quiet_trainer(max_steps=3, default_root_dir=tmp_path, **plain)
+        trainer.fit(module, PromptData(batch_size=1), ckpt_path=resume)
+        return edit_of(module)
+
+    unbroken = trained(EMAWeightAveraging(decay=0.5), SaveBehindTwo(file))
+    resumed = trained(EMAWeightAveraging(decay=0.5), resume=file)
+    assert all(torch.equal(resumed[name], unbroken[name]) for name in unbroken)
+    saved = read_checkpoint(file)
+    average, current = saved["average"], saved["current_model_state"]
+    assert average.keys() == current.keys() == saved["state_dict"].keys()
+    assert not any(torch.equal(average[name], current[name]) for name in average)  # the control
