@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from erasure_lightning.attacks.outcome import CurvePoint, Outcome
 from erasure_lightning.concepts.concept import shortened_names
+from erasure_lightning.data.label_fonts import plot_font, spelled_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +30,9 @@ def plot_curve(outcome: Outcome) -> bytes:
     axes.set_ylabel("share of images that show it")
     axes.set_ylim(-0.03, 1.03)
     by = f" erased by {outcome.method}" if outcome.method else ""
-    title = f"{outcome.attack} on {shortened_names(outcome.concepts)}{by}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
+    title = spelled_out(f"{outcome.attack} on {shortened_names(outcome.concepts)}{by}")
+    font = plot_font(title)
+    figure.suptitle(title, x=0.01, ha="left", fontproperties=font, fontsize=12, weight="bold")
     attacked = outcome.success["attacked"]
     subtitle = (
         f"{attacked.seeds} seeds, {attacked.pictures} images a point; 95 % intervals over seeds"

@@ -28,6 +28,12 @@ def label_font(text: str, size: int) -> Any:
     return _default(size) if text.isascii() else _opened(_best_file(frozenset(text)), size)
 
 
+def plot_font(text: str) -> Path | None:
+    """The font of the system that draws a text in plots; None for matplotlib's own."""
+    file = "" if text.isascii() else _best_file(frozenset(text))
+    return None if file in ("", _own_file()) else Path(file)
+
+
 def spelled_out(text: str) -> str:
     """A text with letters that its font lacks by their numbers, such as ``U+1F480``."""
     text = text.encode(errors="replace").decode()
@@ -45,9 +51,7 @@ def _default(size: int) -> Any:
 @cache
 def _best_file(letters: frozenset[str]) -> str:
     """The font with most of the letters: matplotlib's, unless one of the system's has more."""
-    import matplotlib
-
-    own = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+    own = _own_file()
     if _drawn(own, letters) == letters:
         return own
     from matplotlib.font_manager import findSystemFonts
@@ -55,6 +59,12 @@ def _best_file(letters: frozenset[str]) -> str:
     # Last resort fonts draw every letter as a box.
     files = [file for file in sorted(findSystemFonts()) if "lastresort" not in file.lower()]
     return max((own, *files), key=lambda file: len(_drawn(file, letters)))
+
+
+def _own_file() -> str:
+    import matplotlib
+
+    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 
 
 @cache

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from erasure_lightning.data.label_fonts import plot_font, spelled_out
 from erasure_lightning.training.calibration import Calibration, SentenceGroup
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def plot_calibration(calibration: Calibration, concept: str, backbone: str, stat
     )
     what = "aligned tokens, concept's words onward" if states == "tokens" else "end-of-text state"
     axes.set_xlabel(f"cosine to the nearest of the concept's sentences ({what})")
-    figure.suptitle(
-        f"Neighbourhood of “{concept}” in {backbone}", x=0.01, ha="left", fontsize=12, weight="bold"
-    )
+    title = spelled_out(f"Neighbourhood of “{concept}” in {backbone}")
+    font = plot_font(title)
+    figure.suptitle(title, x=0.01, ha="left", fontproperties=font, fontsize=12, weight="bold")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

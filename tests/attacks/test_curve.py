@@ -1,6 +1,7 @@
 """Curves and controls in an outcome: intervals, the file, the plot."""
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from erasure_lightning.attacks.base import Attack, AttackResult
 from erasure_lightning.attacks.curve import plot_curve
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.attacks.runner import attack_concepts, attack_grid, write_outcome
+from erasure_lightning.data import label_fonts
 
 
 class Rising(Attack):
@@ -91,3 +93,12 @@ def test_the_plot_needs_no_intervals(rising):
     for curve in (outcome.curve, [p._replace(low=None, high=None) for p in outcome.curve]):
         outcome.curve[:] = curve
         assert Image.open(io.BytesIO(plot_curve(outcome))).size == (1200, 690)
+
+
+def test_letters_that_no_font_has_are_spelled_out_in_the_plot(rising, monkeypatch, recwarn):
+    outcome, _ = rising
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", list)
+    label_fonts._best_file.cache_clear()
+    for name in ("cat", "\u732b"):
+        plot_curve(replace(outcome, concepts=[name]))
+    assert not [w for w in recwarn.list if "missing from font" in str(w.message)]
