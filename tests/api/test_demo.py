@@ -51,7 +51,7 @@ def test_strength_0_is_the_original_and_the_order_of_calls_does_not_matter(run):
     assert both._draw("a cat", 1, 0.0).tobytes() != original
 
 
-def test_it_draws_as_its_run_did_unless_it_is_told_otherwise(run, tmp_path):
+def test_it_draws_as_its_run_did_or_with_the_steps_of_the_caller(run, tmp_path):
     tensors, metadata = read_edit(run / "edit.safetensors")
     config = "data:\n  steps: 3\n  guidance: 0.0\n"
     file = tmp_path / "edit.safetensors"
