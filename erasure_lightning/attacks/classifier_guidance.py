@@ -81,8 +81,8 @@ class ClassifierGuidance(Probe):
     def prepare(self, target: AttackTarget, case: AttackCase) -> Attempts:
         """Train the classifier; the baseline samples without it."""
         classifier = self._classifier(target, case)
-        noise = target.edited.noise(case.seeds, target.settings.size)
-        times = ddim_times(target.edited, target.steps, target.settings.size)
+        noise = target.edited.noise(case.seeds, target.settings.image_size)
+        times = ddim_times(target.edited, target.steps, target.settings.image_size)
 
         def sample(scales: Sequence[float], model: Backbone, rows: slice) -> Tensor:
             tries = []
@@ -103,7 +103,7 @@ class ClassifierGuidance(Probe):
             int(torch.randint(2**31, ())),
             steps=target.steps,
             guidance=target.guidance,
-            size=target.settings.size,
+            size=target.settings.image_size,
         )
         concept = target.examples(case, self.examples)
         process = target.original.process

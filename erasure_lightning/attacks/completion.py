@@ -50,9 +50,9 @@ class Completion(Probe):
     @torch.no_grad()
     def prepare(self, target: AttackTarget, case: AttackCase) -> Attempts:
         """Begin the images with the original; the baselines are ``no prompt`` and ``visible``."""
-        times = ddim_times(target.edited, target.steps, target.settings.size)
+        times = ddim_times(target.edited, target.steps, target.settings.image_size)
         handover = min(round(self.share * (len(times) - 1)), len(times) - 2)
-        noise = target.edited.noise(case.seeds, target.settings.size)
+        noise = target.edited.noise(case.seeds, target.settings.image_size)
 
         def draw(model: Backbone, prompt: str | None, x: Tensor, times: Tensor) -> Tensor:
             return draw_by_ddim(target, model, prompt, x, times)

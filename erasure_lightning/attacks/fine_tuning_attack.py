@@ -68,7 +68,7 @@ class FineTuningAttack(Attack):
             seed,
             steps=target.steps,
             guidance=target.guidance,
-            size=target.settings.size,
+            size=target.settings.image_size,
         )
 
     def fine_tuning(

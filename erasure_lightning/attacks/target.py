@@ -42,8 +42,8 @@ class AttackSettings:
         pictures: Images by which each attack is judged, at least 1; from noise unseen by it.
         steps: Sampling steps, at least 1; the world's by default, else 50.
         guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
-        size: Height and width in pixels, at least 1; the model's own by default.
-        draw_size: Images sampled in one batch, at least 1.
+        image_size: Height and width in pixels, at least 1; the model's own by default.
+        image_batch_size: Images sampled in one batch, at least 1.
         scorer: Folder or Hub id of a CLIP or SigLIP that classifies the images; the world's own by
             default.
 
@@ -55,12 +55,13 @@ class AttackSettings:
     pictures: int = 4
     steps: int | None = None
     guidance: float | None = None
-    size: int | None = None
-    draw_size: int = 32
+    image_size: int | None = None
+    image_batch_size: int = 32
     scorer: str | None = None
 
     def __post_init__(self) -> None:
-        bounds = {"seeds": 2, "pictures": 1, "draw_size": 1, "steps": 1, "size": 1, "guidance": 0}
+        bounds = {"seeds": 2, "pictures": 1, "steps": 1, "guidance": 0}
+        bounds |= {"image_size": 1, "image_batch_size": 1}
         for name, bound in bounds.items():
             require("An attack", at_least=bound, **{f"data.{name}": getattr(self, name)})
 
@@ -193,7 +194,7 @@ class AttackTarget:
 
     def batches(self, count: int) -> list[slice]:
         """Consecutive parts of ``count`` images, each sampled in one batch."""
-        size = self.settings.draw_size
+        size = self.settings.image_batch_size
         return [slice(i, i + size) for i in range(0, count, size)]
 
     def _sample(self, model: Backbone, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
@@ -204,7 +205,7 @@ class AttackTarget:
             seeds,
             steps=self.steps,
             guidance=self.guidance,
-            size=self.settings.size,
+            size=self.settings.image_size,
         )
         return final_latents(steps)
 
@@ -279,7 +280,7 @@ class AttackTarget:
             seeds=sorted({seed for case in cases for seed in case.seeds}),
             steps=self.steps,
             guidance=self.guidance,
-            size=image_size(self.original, self.settings.size)[1],
+            size=image_size(self.original, self.settings.image_size)[1],
             sampler=self.original.sampler_name,
             scorer_fingerprint=self.scorer.fingerprint(),
             backbone_fingerprint=self.original.fingerprint(),

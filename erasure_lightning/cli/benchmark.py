@@ -272,7 +272,8 @@ def _sampling_options(suite: Suite) -> dict[str, Any]:
         ErasureError: If one is no number.
     """
     options: dict[str, Any] = {"seeds": _SEEDS}
-    for name, kind in {"seeds": int, "steps": int, "size": int, "guidance": int | float}.items():
+    kinds = {"seeds": int, "steps": int, "image_size": int, "guidance": int | float}
+    for name, kind in kinds.items():
         value = suite.options.get(f"data.{name}")
         if value is None:
             continue

@@ -108,8 +108,8 @@ def _activation_options(
     return [
         (
             memory.when == "measuring",
-            f"Measuring needs most: --data.draw_size {max(data.draw_size // 4, 1)} (now"
-            f" {data.draw_size}).",
+            "Measuring needs most: --data.image_batch_size"
+            f" {max(data.image_batch_size // 4, 1)} (now {data.image_batch_size}).",
         ),
         (
             memory.when == "monitoring",

@@ -53,7 +53,7 @@ def attack_command(outcome: Outcome, run: str) -> str:
         "pictures": len(protocol.seeds) // seeds,
         "steps": protocol.steps,
         "guidance": protocol.guidance,
-        "size": protocol.size,
+        "image_size": protocol.size,
         "scorer": _chosen_scorer(protocol),
     }
     options = {f"attack.{name}": value for name, value in sorted(outcome.arguments.items())}

@@ -42,7 +42,7 @@ def test_it_runs_on_the_edited_model_the_original_and_a_shuffled_copy():
 
 
 def test_images_come_in_the_target_s_batches():
-    target = tiny_target(draw_size=1, pictures=3)
+    target = tiny_target(image_batch_size=1, pictures=3)
     probe = Fingerprints()
     (result,) = probe.run(target, 0)
     assert len(probe.models) == 3 * 3

@@ -35,7 +35,7 @@ class TestDrawing:
         assert not torch.allclose(target.draw(conditioning, [0]), expected, atol=1e-4)
 
     def test_the_batch_size_makes_no_difference(self):
-        whole, parts = tiny_target(), tiny_target(draw_size=2)
+        whole, parts = tiny_target(), tiny_target(image_batch_size=2)
         conditioning = whole.edited.encode(["a cat", "a dog", "a car"])
         drawn = [target.draw(conditioning, [0, 1, 2]) for target in (whole, parts)]
         assert torch.allclose(*drawn, atol=1e-6)
@@ -156,7 +156,7 @@ def test_a_model_without_a_scorer_needs_one():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"seeds": 1}, {"pictures": 0}, {"steps": 0}, {"draw_size": 0}, {"size": -8}],
+    [{"seeds": 1}, {"pictures": 0}, {"steps": 0}, {"image_batch_size": 0}, {"image_size": -8}],
     ids=str,
 )
 def test_settings_out_of_range(arguments):

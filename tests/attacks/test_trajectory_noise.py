@@ -90,7 +90,7 @@ def test_equal_seeds_give_equal_results_in_any_batches():
     few = {"etas": [1.0], "scales": [1.0]}
     first, again = (TrajectoryNoise(**few).run(tiny_target(), 0)[0].images for _ in range(2))
     assert torch.equal(first, again)
-    (apart,) = TrajectoryNoise(**few).run(tiny_target(draw_size=1), 0)
+    (apart,) = TrajectoryNoise(**few).run(tiny_target(image_batch_size=1), 0)
     assert torch.allclose(first, apart.images, atol=1e-4)
     (other,) = TrajectoryNoise(seed=1, **few).run(tiny_target(), 0)
     assert not torch.allclose(first, other.images, atol=1e-3)

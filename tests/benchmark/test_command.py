@@ -194,7 +194,7 @@ class TestMistakes:
         [
             ("seeds", "two", "a whole number; found 'two'"),
             ("steps", 2.5, "a whole number; found 2.5"),
-            ("size", "64px", "a whole number; found '64px'"),
+            ("image_size", "64px", "a whole number; found '64px'"),
             ("guidance", "high", "a number; found 'high'"),
         ],
     )

@@ -139,7 +139,7 @@ def heun():
 @pytest.mark.parametrize("model", [TinyBackbone, TinyFlux, heun])
 def test_the_measurement_is_counted_as_its_sampler_evaluates(model):
     planned, module = (UCE(concepts=[Concept("cat")], backbone=model()) for _ in range(2))
-    data = {"seeds": 2, "others": 3, "steps": 3, "guidance": 4.0, "draw_size": 5}
+    data = {"seeds": 2, "others": 3, "steps": 3, "guidance": 4.0, "image_batch_size": 5}
     plan = forecast_fit(planned, PromptData(**data), max_steps=1)
     module.configure_model()
     trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
@@ -382,7 +382,7 @@ def test_sharding_divides_what_it_splits(plain, solved):
 
 def test_the_command_prints_the_plan_and_writes_no_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ["--data.others=2", "--data.seeds=2", "--data.steps=2", "--data.draw_size=64"]
+    small = ["--data.others=2", "--data.seeds=2", "--data.steps=2", "--data.image_batch_size=64"]
     assert (
         main(["plan", *ARGUMENTS, *small, "--trainer.devices", "2", "--gpu_memory", "0.001"]) == 1
     )

@@ -1,0 +1,33 @@
+"""Names of arguments in files of earlier versions, and what they are called now."""
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Arguments of `PromptData` and of `AttackSettings`.
+_OF_DATA = {"size": "image_size", "draw_size": "image_batch_size"}
+
+
+def renamed_option(option: str) -> str:
+    """An option under its name of now, ``--data.image_size`` for ``--data.size``.
+
+    Args:
+        option: Its name, with or without the section and the dashes.
+    """
+    section, dot, name = option.rpartition(".")
+    return f"{section}{dot}{_OF_DATA.get(name, name)}"
+
+
+def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config with its arguments under their names of now.
+
+    Args:
+        config: The content of its ``config.yaml``.
+    """
+    renamed = dict(config)
+    if isinstance(data := config.get("data"), Mapping):
+        renamed["data"] = _renamed(data, _OF_DATA)
+    return renamed
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in values.items()}
