@@ -189,7 +189,7 @@ def outcome(
     content = json.loads((folder / "attack.json").read_text())
     success = {k: round(content["success"]["attacked"][k], 3) for k in ("mean", "low", "high")}
     costs = {key: content["cost"][key] for key in ("evaluations", "backwards")}
-    return success | {"images": content["success"]["attacked"]["pictures"]} | costs
+    return success | {"images": content["success"]["attacked"]["images"]} | costs
 
 
 def load() -> list[dict[str, Any]]:

@@ -38,8 +38,8 @@ PROTOCOL = Protocol(
 )
 
 
-def estimate(mean, low=None, high=None, pictures=6):
-    return Estimate(mean, mean if low is None else low, mean if high is None else high, 3, pictures)
+def estimate(mean, low=None, high=None, images=6):
+    return Estimate(mean, mean if low is None else low, mean if high is None else high, 3, images)
 
 
 def recognized(before, after):

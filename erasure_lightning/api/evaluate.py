@@ -64,7 +64,7 @@ def evaluate(
         >>> pipeline = TinyBackbone().to_pipeline()
         >>> edit = erase(pipeline, "cat", method="UCE", anchor="dog", progress_bar=False)
         >>> result = evaluate(edit, pipeline, seeds=2, others=2, steps=2, progress_bar=False)
-        >>> result.estimates["structure"]["distance"]["after"].pictures
+        >>> result.estimates["structure"]["distance"]["after"].images
         4
     """
     if "prompts" in data:

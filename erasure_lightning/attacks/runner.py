@@ -211,7 +211,7 @@ def _estimate(target: AttackTarget, judged: Sequence[tuple[AttackCase, JudgedIma
     mean = SeedMean(target.seeds)
     mean.update(torch.tensor([images.share for _, images in judged]), [c.seed for c, _ in judged])
     estimate: Estimate = mean.compute()
-    return estimate._replace(pictures=sum(images.number for _, images in judged))
+    return estimate._replace(images=sum(images.number for _, images in judged))
 
 
 def _curve(target: AttackTarget, judged: Sequence[JudgedCase]) -> list[CurvePoint] | None:

@@ -39,7 +39,7 @@ class AttackSettings:
 
     Args:
         seeds: Independent attacks on each concept, at least 2 so that there is an interval.
-        pictures: Images by which each attack is judged, at least 1; from noise unseen by it.
+        images: Images by which each attack is judged, at least 1; from noise unseen by it.
         steps: Sampling steps, at least 1; the world's by default, else 50.
         guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
         image_size: Height and width in pixels, at least 1; the model's own by default.
@@ -52,7 +52,7 @@ class AttackSettings:
     """
 
     seeds: int = 3
-    pictures: int = 4
+    images: int = 4
     steps: int | None = None
     guidance: float | None = None
     image_size: int | None = None
@@ -60,7 +60,7 @@ class AttackSettings:
     scorer: str | None = None
 
     def __post_init__(self) -> None:
-        bounds = {"seeds": 2, "pictures": 1, "steps": 1, "guidance": 0}
+        bounds = {"seeds": 2, "images": 1, "steps": 1, "guidance": 0}
         bounds |= {"image_size": 1, "image_batch_size": 1}
         for name, bound in bounds.items():
             require("An attack", at_least=bound, **{f"data.{name}": getattr(self, name)})
@@ -155,7 +155,7 @@ class AttackTarget:
 
     def cases(self, seed: int) -> list[AttackCase]:
         """The cases of one seed, one for each concept; its sentences alternate over seeds."""
-        count = self.settings.pictures
+        count = self.settings.images
         image_seeds = [seed * count + i for i in range(count)]
         cases = []
         for concept in self.concepts:

@@ -178,7 +178,7 @@ class EditMetrics:
         estimates: dict[str, dict[str, dict[str, Estimate]]] = {}
         for (group, name, when), metric in self.metrics.items():
             estimate = metric.compute()
-            if estimate.pictures:
+            if estimate.images:
                 estimates.setdefault(group, {}).setdefault(name, {})[when] = estimate
         return estimates
 

@@ -164,7 +164,7 @@ def _config(path: Path) -> str:
 
 
 def _table(outcome: Outcome) -> Table:
-    images = outcome.success["attacked"].pictures
+    images = outcome.success["attacked"].images
     title = f"{outcome.attack} on {outcome.method}, {images} images (95 % intervals over seeds)"
     table = Table("", "share that shows the concept", title=title)
     for whose in IMAGE_KINDS:

@@ -235,13 +235,13 @@ def _work(forecast: FitForecast, devices: int) -> list[str]:
     whole = forecast.steps * sum(steps) // len(steps)
     whole += forecast.sampled + forecast.monitored + forecast.prepared
     drawn = (
-        f" The measurement draws 2 x {forecast.pictures} images in {forecast.measured}"
+        f" The measurement draws 2 x {forecast.images} images in {forecast.measured}"
         f" evaluations{together}."
     )
     return [
         f"Parameters: {parts}.",
         *(_training(forecast) if held.trained else ["Trained: nothing; the edit is solved for."]),
-        f"In all about {whole} evaluations{each}.{drawn if forecast.pictures else ''}",
+        f"In all about {whole} evaluations{each}.{drawn if forecast.images else ''}",
     ]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Arguments of `PromptData` and of `AttackSettings`.
-_OF_DATA = {"size": "image_size", "draw_size": "image_batch_size"}
+_OF_DATA = {"size": "image_size", "draw_size": "image_batch_size", "pictures": "images"}
 
 
 def renamed_option(option: str) -> str:
@@ -27,6 +27,16 @@ def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(data := config.get("data"), Mapping):
         renamed["data"] = _renamed(data, _OF_DATA)
     return renamed
+
+
+def renamed_count(content: dict[str, Any]) -> dict[str, Any]:
+    """An object of a file of figures, with its number of images under the name of now.
+
+    Args:
+        content: The object, of JSON.
+    """
+    counts = isinstance(content.get("pictures"), int)  # a concept of that name has prompts
+    return _renamed(content, {"pictures": "images"}) if counts else content
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

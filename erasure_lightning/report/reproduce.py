@@ -50,7 +50,7 @@ def attack_command(outcome: Outcome, run: str) -> str:
     seeds = outcome.success["attacked"].seeds or 1
     sampling = {
         "seeds": seeds,
-        "pictures": len(protocol.seeds) // seeds,
+        "images": len(protocol.seeds) // seeds,
         "steps": protocol.steps,
         "guidance": protocol.guidance,
         "image_size": protocol.size,

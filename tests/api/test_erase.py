@@ -455,7 +455,7 @@ def test_evaluate_and_attack_on_the_emoji_world():
     before, after = own["before"].mean, own["after"].mean
     assert repr(result).startswith(f"Result(UCE of guitar: efficacy {before:.3f} -> {after:.3f}, ")
     assert repr(result).endswith(f", overall {result.overall('after'):.3f})")
-    settings = AttackSettings(seeds=2, pictures=1, steps=5)
+    settings = AttackSettings(seeds=2, images=1, steps=5)
     with torch.inference_mode():  # of the caller; the attack needs gradients
         outcome = attack(
             edit, pipeline, "SoftEmbedding", settings=settings, steps=1, progress_bar=False

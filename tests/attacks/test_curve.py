@@ -53,7 +53,7 @@ def test_every_budget_and_every_control_has_its_interval(rising):
     assert (every.low, every.high) == (1, 1)
     assert outcome.success["attacked"].mean == 1
     assert outcome.controls["dogs"].mean == 0
-    assert outcome.controls["dogs"].pictures == 4
+    assert outcome.controls["dogs"].images == 4
     assert outcome.axis == "tries"
 
 

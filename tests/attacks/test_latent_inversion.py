@@ -85,7 +85,7 @@ def test_numbers_out_of_range(arguments, words):
 @pytest.mark.parametrize("erased", [False, True])
 def test_cigarettes_come_back_and_just_as_well_from_a_network_that_knows_nothing(erased):
     pytest.importorskip("erasure_lightning_emoji_world")
-    target = cigarette(erased, pictures=2)
+    target = cigarette(erased, images=2)
     (result,) = LatentInversion(refinements=1).run(target, 0)
     (case,) = target.cases(0)
     plain = target.draw(target.edited.encode([case.sentence]), case.seeds)

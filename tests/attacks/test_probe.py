@@ -42,11 +42,11 @@ def test_it_runs_on_the_edited_model_the_original_and_a_shuffled_copy():
 
 
 def test_images_come_in_the_target_s_batches():
-    target = tiny_target(image_batch_size=1, pictures=3)
+    target = tiny_target(image_batch_size=1, images=3)
     probe = Fingerprints()
     (result,) = probe.run(target, 0)
     assert len(probe.models) == 3 * 3
-    (together,) = Fingerprints().run(tiny_target(pictures=3), 0)
+    (together,) = Fingerprints().run(tiny_target(images=3), 0)
     assert torch.allclose(result.images, together.images, atol=1e-4)
     assert not result.images.requires_grad
 

@@ -76,7 +76,7 @@ def test_arguments_out_of_range():
 
 @pytest.mark.slow
 def test_it_brings_an_erased_cigarette_back_and_no_budget_does_not():
-    target = cigarette(pictures=2)
+    target = cigarette(images=2)
     (case,) = target.cases(0)
     results = [SoftEmbedding(steps=steps).run(target, 0)[0] for steps in (0, 40)]
     before, after = (target.success_rate(case, result.images) for result in results)

@@ -70,7 +70,7 @@ class TestDrawing:
 
 class TestCases:
     def test_sentences_alternate_and_seeds_are_distinct(self):
-        target = tiny_target([*CAT, Concept("star")], pictures=3)
+        target = tiny_target([*CAT, Concept("star")], images=3)
         cases = [case for seed in target.seeds for case in target.cases(seed)]
         assert [(c.concept.name, c.sentence) for c in cases] == [
             ("cat", "a cat"),
@@ -144,7 +144,7 @@ def test_the_protocol_records_prompts_and_sampling():
     assert protocol.prompts == {"cat": ["a cat", "an image of a cat"]}
     assert protocol.seeds == [0, 1, 2, 3]
     assert (protocol.steps, protocol.guidance, protocol.size) == (2, 3.0, 16)
-    assert protocol.identity != tiny_target(pictures=3).protocol.identity
+    assert protocol.identity != tiny_target(images=3).protocol.identity
 
 
 def test_a_model_without_a_scorer_needs_one():
@@ -156,7 +156,7 @@ def test_a_model_without_a_scorer_needs_one():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"seeds": 1}, {"pictures": 0}, {"steps": 0}, {"image_batch_size": 0}, {"image_size": -8}],
+    [{"seeds": 1}, {"images": 0}, {"steps": 0}, {"image_batch_size": 0}, {"image_size": -8}],
     ids=str,
 )
 def test_settings_out_of_range(arguments):

@@ -92,7 +92,7 @@ def test_the_protocol_of_a_run(measured):
     assert (protocol.seeds, protocol.steps) == ([0, 1, 2], 2)
     assert (protocol.size, protocol.sampler) == (16, "DDIMScheduler")
     assert protocol.backbone_fingerprint == TinyBackbone().fingerprint()
-    assert measure.result.estimates["efficacy"]["recognized"]["after"].pictures == 9
+    assert measure.result.estimates["efficacy"]["recognized"]["after"].images == 9
 
 
 def test_the_protocol_has_the_trainer_s_precision(measured, tmp_path):
@@ -178,7 +178,7 @@ def test_two_ranks_equal_one(measured, tmp_path, image_batch_size, others):
         json.loads((tmp_path / place / "metrics.json").read_text()) for place in (".", "one")
     )
     assert pair["protocol"] == one["protocol"]
-    assert pair["estimates"]["structure"]["distance"]["after"]["pictures"] == 3 * others
+    assert pair["estimates"]["structure"]["distance"]["after"]["images"] == 3 * others
     for group, metrics in one["estimates"].items():
         for name, whens in metrics.items():
             for when, estimate in whens.items():

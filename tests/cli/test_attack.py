@@ -62,7 +62,7 @@ def attack(saved, run):
     """Runs the command on that run."""
 
     def attacked(*argv):
-        quick = ["--data.scorer", str(saved / "scorer"), "--data.pictures", "1"]
+        quick = ["--data.scorer", str(saved / "scorer"), "--data.images", "1"]
         quick += ["--data.seeds", "2"]
         return main(["attack", "--ckpt_path", str(run), *quick, *map(str, argv)])
 
@@ -128,7 +128,7 @@ def test_a_base_model_that_was_moved_is_named(attack, run, saved):
 
 def test_a_measurement_s_seeds_are_no_number_of_searches(saved, run):
     """Which is 3 by default; the run was measured with 7."""
-    scored = ["--data.scorer", str(saved / "scorer"), "--data.pictures", "1"]
+    scored = ["--data.scorer", str(saved / "scorer"), "--data.images", "1"]
     argv = ["--ckpt_path", str(run), "--config", "soft-embedding", "--attack.steps", "0"]
     assert main(["attack", *argv, *scored]) == 0
     outcome = Outcome.load(run / "attacks/softembedding/attack.json")
@@ -215,7 +215,7 @@ class TestHelp:
         with pytest.raises(SystemExit):
             main(["attack", "--help"])
         message = " ".join(capsys.readouterr().out.split())
-        assert "--data.pictures" in message
+        assert "--data.images" in message
         assert "from noise unseen by it" in message
 
     def test_of_an_attack(self, capsys):

@@ -4,8 +4,8 @@ from erasure_lightning.files.earlier_names import renamed_config, renamed_option
 
 
 def test_a_run_s_config_has_the_names_of_now():
-    earlier = {"data": {"size": 64, "draw_size": 4, "steps": 5}, "model": {"size": 3}, "seed": 1}
-    now = {"data": {"image_size": 64, "image_batch_size": 4, "steps": 5}, "model": {"size": 3}}
+    earlier = {"data": {"size": 64, "draw_size": 4, "pictures": 2}, "model": {"size": 3}, "seed": 1}
+    now = {"data": {"image_size": 64, "image_batch_size": 4, "images": 2}, "model": {"size": 3}}
     assert renamed_config(earlier) == now | {"seed": 1}
     assert renamed_config(now) == now
 

@@ -409,7 +409,7 @@ def test_a_shortened_fit_is_planned_with_its_steps(arguments, steps, images, cap
     small = ["--data.others=2", "--data.seeds=2", "--data.steps=2", "--data.steps_per_concept=9"]
     assert main(["plan", *ARGUMENTS, *small, *arguments, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["steps"], plan["pictures"]) == (steps, images)
+    assert (plan["steps"], plan["images"]) == (steps, images)
 
 
 def test_eight_bits_are_planned_where_their_package_is_missing(monkeypatch, capsys):

@@ -120,7 +120,7 @@ class TestOneRun:
 
     def test_the_numbers_of_images_of_an_attack_and_of_its_controls(self, run):
         """A probe by eight words has eight times as many images as its control without any."""
-        controls = {"no prompt": estimate(0.25, pictures=2)}
+        controls = {"no prompt": estimate(0.25, images=2)}
         attacked = outcome(description(), controls=controls)
         (run / "attacks" / "p4d").mkdir()
         attacked.save(run / "attacks" / "p4d" / "attack.json")
