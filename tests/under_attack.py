@@ -43,18 +43,18 @@ def check_repeatable(attack):
     assert not any(p.grad is not None for p in target.edited.parameters())
 
 
-def tiny_target(concepts=CAT, family=TinyBackbone, base="float32", **settings):
+def tiny_target(concepts=CAT, family=TinyBackbone, base_dtype="float32", **settings):
     """A tiny model whose cat is redirected to the dog; its scorer's verdicts are arbitrary."""
-    edited, original = _tiny_models(family, base)()
+    edited, original = _tiny_models(family, base_dtype)()
     few = {"seeds": 2, "images": 2, "steps": 2, "guidance": 3.0}
     settings = AttackSettings(**(few | settings))
     return AttackTarget(edited, original, concepts, settings, KnownScorer())
 
 
 @cache
-def _tiny_models(family, base):
+def _tiny_models(family, base_dtype):
     """Copies of the edited model and the original, which share what the edit does not reach."""
-    module = quick_fit(Redirection(concepts=CAT, backbone=family(), base=base), 1)
+    module = quick_fit(Redirection(concepts=CAT, backbone=family(), base_dtype=base_dtype), 1)
     tokenizers = [tower.tokenizer for tower in module.backbone.towers]
     return copier((module.backbone, module.original), tokenizers)
 

@@ -106,8 +106,8 @@ def _advice(module: LightningModule) -> str:
     ):
         precise = (
             "Its weights are trained in float16, in which gradients and an optimizer's steps become"
-            " 0 or infinite: leave --trainer.precision 16-true out, or give --model.base bfloat16"
-            " to save memory."
+            " 0 or infinite: leave --trainer.precision 16-true out, or give --model.base_dtype"
+            " bfloat16 to save memory."
         )
         return f"{precise} If that does not help, try {lower}" if lower else precise
     return f"Try {lower}" if lower else "Look at its settings."

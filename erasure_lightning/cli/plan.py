@@ -101,7 +101,7 @@ class Planner(CommandLine):
         if str(trainer.precision) not in ("None", "32", "32-true", "bf16-mixed"):
             raise ErasureError(
                 "erasure plan knows the precisions 32-true and bf16-mixed; found"
-                f" {trainer.precision}. For weights in bfloat16 give --model.base bfloat16."
+                f" {trainer.precision}. For weights in bfloat16 give --model.base_dtype bfloat16."
             )
         strategy = "fsdp2" if trainer.strategy == "fsdp2" else "ddp"
         self.strategy = strategy if self.devices > 1 else "one device"

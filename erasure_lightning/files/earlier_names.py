@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+#: Arguments of methods.
+_OF_METHODS = {"base": "base_dtype"}
+
 #: Arguments of `PromptData` and of `AttackSettings`.
 _OF_DATA = {"size": "image_size", "draw_size": "image_batch_size", "pictures": "images"}
 
@@ -14,7 +17,7 @@ def renamed_option(option: str) -> str:
         option: Its name, with or without the section and the dashes.
     """
     section, dot, name = option.rpartition(".")
-    return f"{section}{dot}{_OF_DATA.get(name, name)}"
+    return f"{section}{dot}{(_OF_METHODS | _OF_DATA).get(name, name)}"
 
 
 def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,8 +27,22 @@ def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
         config: The content of its ``config.yaml``.
     """
     renamed = dict(config)
+    if isinstance(model := config.get("model"), Mapping) and model.get("init_args"):
+        renamed["model"] = {**model, "init_args": _renamed(model["init_args"], _OF_METHODS)}
     if isinstance(data := config.get("data"), Mapping):
         renamed["data"] = _renamed(data, _OF_DATA)
+    return renamed
+
+
+def renamed_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of an edit with its method's arguments under their names of now.
+
+    Args:
+        metadata: The metadata, of an edit's file or of a checkpoint.
+    """
+    renamed = dict(metadata)
+    if isinstance(arguments := metadata.get("arguments"), Mapping):
+        renamed["arguments"] = _renamed(arguments, _OF_METHODS)
     return renamed
 
 

@@ -124,8 +124,8 @@ def _activation_options(
             "--model.checkpointing true keeps fewer activations, and takes about a third longer.",
         ),
         (
-            module.base == "float32",
-            "--model.base bfloat16 halves the frozen weights and most activations.",
+            module.base_dtype == "float32",
+            "--model.base_dtype bfloat16 halves the frozen weights and most activations.",
         ),
         (
             in_step and data.batch_size > 1,

@@ -59,7 +59,8 @@ def test_float16_is_named_before_the_learning_rate(tmp_path, capsys):
     assert main(["fit", *argv, "16-true", "--run_dir", str(tmp_path / "half")]) == 2
     line = capsys.readouterr().err
     assert "became nan" in line or "holds NaN" in line
-    cure, _, rest = line.partition("leave --trainer.precision 16-true out, or give --model.base")
+    remedy = "leave --trainer.precision 16-true out, or give --model.base_dtype"
+    cure, _, rest = line.partition(remedy)
     assert "float16" in cure
     assert "--model.lr 0.0001 in place of 0.001" in rest
     assert main(["fit", *argv, "32-true", "--run_dir", str(tmp_path / "whole")]) == 0

@@ -310,6 +310,7 @@ def test_help_names_files_of_concepts(capsys):
         ),
         (["--model", "trivial.Missing"], "model: module 'trivial' has no attribute 'Missing'"),
         ([*SAGE, "--model.lrr", "1"], "model has no option 'lrr'. Did you mean 'lr'?"),
+        ([*SAGE, "--model.base", "x"], "model has no option 'base'. Did you mean 'base_dtype'?"),
         ([*SAGE, "--model.lr", "abc"], "model.lr needs a number; found 'abc'"),
         (
             [*SAGE, "--model.edit", "x"],

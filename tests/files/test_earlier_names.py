@@ -4,9 +4,17 @@ from erasure_lightning.files.earlier_names import renamed_config, renamed_option
 
 
 def test_a_run_s_config_has_the_names_of_now():
-    earlier = {"data": {"size": 64, "draw_size": 4, "pictures": 2}, "model": {"size": 3}, "seed": 1}
-    now = {"data": {"image_size": 64, "image_batch_size": 4, "images": 2}, "model": {"size": 3}}
-    assert renamed_config(earlier) == now | {"seed": 1}
+    earlier = {
+        "model": {"class_path": "UCE", "init_args": {"base": "bfloat16", "size": 3}},
+        "data": {"size": 64, "draw_size": 4, "pictures": 2},
+        "save_every": 1,
+    }
+    now = {
+        "model": {"class_path": "UCE", "init_args": {"base_dtype": "bfloat16", "size": 3}},
+        "data": {"image_size": 64, "image_batch_size": 4, "images": 2},
+        "save_every": 1,
+    }
+    assert renamed_config(earlier) == now
     assert renamed_config(now) == now
 
 
@@ -15,6 +23,7 @@ def test_a_run_s_config_has_the_names_of_now():
     [
         ("--data.draw_size", "--data.image_batch_size"),
         ("draw_size", "image_batch_size"),
+        ("base", "base_dtype"),
         ("--data.steps", "--data.steps"),
         ("--out", "--out"),
     ],

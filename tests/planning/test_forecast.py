@@ -85,7 +85,7 @@ def measured_fit(module, steps, callbacks=(), strategy="auto", accumulated=1):
     return memory.peak, counter
 
 
-THRIFTY = {"train": "all", "checkpointing": True, "base": "bfloat16"}
+THRIFTY = {"train": "all", "checkpointing": True, "base_dtype": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
@@ -451,7 +451,7 @@ def test_devices_are_those_of_all_nodes(arguments, devices, tmp_path, monkeypatc
         (["--devices", "2"], "unknown argument '--devices'. Did you mean '--trainer.devices'"),
         (["--gpu-memory=-3"], "--gpu_memory above 0"),
         (["--trainer.strategy", "fsdp"], "--trainer.strategy needs auto, ddp, fsdp2"),
-        (["--trainer.precision", "bf16-true"], "give --model.base bfloat16"),
+        (["--trainer.precision", "bf16-true"], "give --model.base_dtype bfloat16"),
         (["--model.bank", "x"], "bank"),
         (["--model.lr", "-1"], "ESD needs lr of at least 0; found -1.0"),
         (["--trainer.max_steps", "0"], "found --trainer.max_steps 0"),
