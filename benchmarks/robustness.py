@@ -36,7 +36,7 @@ _RETENTION = (
     "--trainer.callbacks+=LocalNoisePreservation",
     "--trainer.callbacks.weight=1.0",
     "--trainer.callbacks.batch_size=8",
-    "--trainer.callbacks.nearness=1",
+    "--trainer.callbacks.retained_share=1",
 )
 
 

@@ -9,6 +9,9 @@ _OF_METHODS = {"base": "base_dtype"}
 #: Arguments of `PromptData` and of `AttackSettings`.
 _OF_DATA = {"size": "image_size", "draw_size": "image_batch_size", "pictures": "images"}
 
+#: Arguments of retention callbacks.
+_OF_CALLBACKS = {"nearness": "retained_share"}
+
 
 def renamed_option(option: str) -> str:
     """An option under its name of now, ``--data.image_size`` for ``--data.size``.
@@ -17,7 +20,7 @@ def renamed_option(option: str) -> str:
         option: Its name, with or without the section and the dashes.
     """
     section, dot, name = option.rpartition(".")
-    return f"{section}{dot}{(_OF_METHODS | _OF_DATA).get(name, name)}"
+    return f"{section}{dot}{(_OF_METHODS | _OF_DATA | _OF_CALLBACKS).get(name, name)}"
 
 
 def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,11 +30,14 @@ def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
         config: The content of its ``config.yaml``.
     """
     renamed = dict(config)
-    if isinstance(model := config.get("model"), Mapping) and model.get("init_args"):
-        renamed["model"] = {**model, "init_args": _renamed(model["init_args"], _OF_METHODS)}
-    if isinstance(data := config.get("data"), Mapping):
-        renamed["data"] = _renamed(data, _OF_DATA)
-    return renamed
+    renamed["model"] = _with_renamed_arguments(config.get("model"), _OF_METHODS)
+    renamed["data"] = _renamed(config.get("data") or {}, _OF_DATA)
+    trainer = config.get("trainer") or {}
+    if callbacks := trainer.get("callbacks"):
+        several = callbacks if isinstance(callbacks, list) else [callbacks]
+        listed = [_with_renamed_arguments(callback, _OF_CALLBACKS) for callback in several]
+        renamed["trainer"] = {**trainer, "callbacks": listed}
+    return {key: value for key, value in renamed.items() if key in config}
 
 
 def renamed_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +60,13 @@ def renamed_count(content: dict[str, Any]) -> dict[str, Any]:
     """
     counts = isinstance(content.get("pictures"), int)  # a concept of that name has prompts
     return _renamed(content, {"pictures": "images"}) if counts else content
+
+
+def _with_renamed_arguments(entry: Any, names: Mapping[str, str]) -> Any:
+    """A class with its arguments, or its name alone, as configs have it."""
+    if not isinstance(entry, Mapping) or not entry.get("init_args"):
+        return entry
+    return {**entry, "init_args": _renamed(entry["init_args"], names)}
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def test_a_monitor_is_counted_and_drawn_once_before_and_after_a_step():
 
 def test_as_many_prompts_are_planned_to_be_retained_as_are():
     """The number of near labels is known before the run, the labels are not."""
-    plan, run, whole = (LocalNoisePreservation(nearness=share) for share in (0.98, 0.98, 1))
+    plan, run, whole = (LocalNoisePreservation(retained_share=share) for share in (0.98, 0.98, 1))
     forecast(UCE, plan)
     forecast(UCE, whole)
     measured(UCE, run)

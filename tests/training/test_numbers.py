@@ -123,8 +123,8 @@ def test_a_banks_guidance(guidance):
     [
         (lambda: GlobalSemanticAlignment(weight=NAN), "needs a finite weight; found nan"),
         (
-            lambda: GlobalSemanticAlignment(nearness=NAN),
-            "Alignment needs a finite nearness; found nan",
+            lambda: GlobalSemanticAlignment(retained_share=NAN),
+            "Alignment needs a finite retained_share; found nan",
         ),
         (lambda: GlobalSemanticAlignment(temperature=INF), "needs a finite temperature; found inf"),
         (
