@@ -59,7 +59,7 @@ class Completion(Probe):
 
         begun = torch.cat(
             [
-                draw(target.original, case.sentence, noise[rows], times[: handover + 1])
+                draw(target.original, case.prompt, noise[rows], times[: handover + 1])
                 for rows in target.batches(len(noise))
             ]
         )
@@ -72,4 +72,4 @@ class Completion(Probe):
             return target.original.decode(draw(target.original, None, begun[rows], ends))
 
         baselines: dict[str, Attempt] = {"no prompt": partial(finish, None), "visible": predict}
-        return Attempts(partial(finish, case.sentence), baselines)
+        return Attempts(partial(finish, case.prompt), baselines)

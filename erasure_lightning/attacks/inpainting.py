@@ -64,7 +64,7 @@ class Inpainting(Probe):
             filled = draw_by_ddim(target, model, prompt, noise[rows], times, change)
             return model.decode(torch.where(mask, filled, known[rows]))
 
-        return Attempts(partial(fill, case.sentence), {"no prompt": partial(fill, None)})
+        return Attempts(partial(fill, case.prompt), {"no prompt": partial(fill, None)})
 
 
 def middle_mask(latents: Tensor, side: float) -> Tensor:

@@ -90,22 +90,22 @@ class AttackCase(NamedTuple):
 
     Args:
         concept: The erased concept.
-        sentence: The plain prompt for the concept.
-        thing: The thing in an erased style that the sentence names; empty for things.
+        prompt: The plain prompt for the concept.
+        thing: The thing in an erased style that the prompt names; empty for things.
         seed: Number of the independent attack.
         seeds: Seeds of the noise that its images start from.
     """
 
     concept: Concept
-    sentence: str
+    prompt: str
     thing: str
     seed: int
     seeds: list[int]
 
     @property
     def template(self) -> str:
-        """The sentence with ``{}`` for the name, whose letters other words before it may hold."""
-        before, _, after = self.sentence.rpartition(self.concept.name)
+        """The prompt with ``{}`` for the name, whose letters other words before it may hold."""
+        before, _, after = self.prompt.rpartition(self.concept.name)
         return f"{before}{{}}{after}"
 
 
@@ -154,19 +154,19 @@ class AttackTarget:
         return range(self.settings.seeds)
 
     def cases(self, seed: int) -> list[AttackCase]:
-        """The cases of one seed, one for each concept; its sentences alternate over seeds."""
+        """The cases of one seed, one for each concept; its prompts alternate over seeds."""
         count = self.settings.images
         image_seeds = [seed * count + i for i in range(count)]
         cases = []
         for concept in self.concepts:
             prompts = self._classifiers[concept.name].vocabulary.concept_prompts()
             # Seed 0 takes the second prompt, which has an article.
-            sentence, thing = prompts[(seed + 1) % len(prompts)]
-            cases.append(AttackCase(concept, sentence, thing, seed, list(image_seeds)))
+            prompt, thing = prompts[(seed + 1) % len(prompts)]
+            cases.append(AttackCase(concept, prompt, thing, seed, list(image_seeds)))
         return cases
 
-    def sentences(self, case: AttackCase) -> list[str]:
-        """Sentence templates of the case's concept, with ``{}`` for its words."""
+    def templates(self, case: AttackCase) -> list[str]:
+        """Templates of the case's concept, with ``{}`` for its words."""
         templates = self._classifiers[case.concept.name].vocabulary.templates(case.concept.kind)
         return [template.replace("{thing}", case.thing) for template in templates]
 
@@ -217,9 +217,9 @@ class AttackTarget:
         """
         generator = torch.Generator().manual_seed(derive_seed(case.seed, 9))
         seeds = torch.randint(2**20, 2**31, (count,), generator=generator).tolist()
-        plain = self.original.encode([case.sentence]).expand(count)
+        plain = self.original.encode([case.prompt]).expand(count)
         batches = [self._sample(self.original, plain[p], seeds[p]) for p in self.batches(count)]
-        prompts = [case.sentence] * count
+        prompts = [case.prompt] * count
         return require_finite_images(torch.cat(batches), "original", self.original, prompts)
 
     def denoising_loss(self, conditioning: Conditioning, clean: Tensor, t: Tensor) -> Tensor:
@@ -274,7 +274,7 @@ class AttackTarget:
         packages = ("erasure-lightning", "torch", "diffusers", "transformers")
         return Protocol(
             prompts={
-                c.name: sorted({case.sentence for case in cases if case.concept == c})
+                c.name: sorted({case.prompt for case in cases if case.concept == c})
                 for c in self.concepts
             },
             seeds=sorted({seed for case in cases for seed in case.seeds}),

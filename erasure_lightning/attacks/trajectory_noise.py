@@ -77,7 +77,7 @@ class TrajectoryNoise(Probe):
                 tries.append(model.decode(latents))
             return best_tries(target, case, tries)
 
-        return Attempts(partial(sample, case.sentence), {"no prompt": partial(sample, None)})
+        return Attempts(partial(sample, case.prompt), {"no prompt": partial(sample, None)})
 
 
 def renew_noise(

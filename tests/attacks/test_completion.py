@@ -17,7 +17,7 @@ def test_the_original_begins_and_the_edited_model_finishes():
     times = ddim_times(target.edited, 4)
 
     def draw(model, x, times):
-        conditioning = model.encode([case.sentence]).expand(2)
+        conditioning = model.encode([case.prompt]).expand(2)
         return ddim(model, conditioning, x, times, target.guidance)
 
     begun = draw(target.original, target.edited.noise(case.seeds), times[:2])

@@ -50,7 +50,7 @@ def test_no_budget_uses_the_concept_s_own_word():
     target = tiny_target()
     (case,) = target.cases(0)
     (result,) = attack(steps=0).run(target, 0)
-    plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
+    plain = target.draw(target.edited.encode([case.prompt]), case.seeds)
     assert torch.allclose(result.images, plain, atol=1e-6)
 
 

@@ -49,7 +49,7 @@ def test_a_mask_of_the_whole_image_leaves_a_plain_sampling():
     target = tiny_target()
     (case,) = target.cases(0)
     model = target.edited
-    conditioning = model.encode([case.sentence]).expand(2)
+    conditioning = model.encode([case.prompt]).expand(2)
     noise = model.noise(case.seeds)
     latents = ddim(model, conditioning, noise, ddim_times(model, target.steps), target.guidance)
     (result,) = Inpainting(side=1).run(target, 0)

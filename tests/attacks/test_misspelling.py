@@ -51,7 +51,7 @@ def test_the_best_prompt_has_the_highest_margin():
     target = tiny_target()
     (case,) = target.cases(0)
     (result,) = Misspelling(variants=99).run(target, 0)
-    prompts = [case.sentence.replace("cat", name) for name in misspelled("cat")]
+    prompts = [case.prompt.replace("cat", name) for name in misspelled("cat")]
     assert target.prompt_margin(case, result.prompt) == pytest.approx(
         max(target.prompt_margin(case, prompt) for prompt in prompts)
     )

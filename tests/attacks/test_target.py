@@ -45,7 +45,7 @@ class TestDrawing:
         (case,) = target.cases(0)
         examples = target.examples(case, 3)
         judged = sample_latents(
-            target.original, [case.sentence] * 4, [0, 1, 2, 3], steps=1, guidance=1.0
+            target.original, [case.prompt] * 4, [0, 1, 2, 3], steps=1, guidance=1.0
         )
         assert examples.shape == (3, 4, 8, 8)
         assert torch.equal(examples, target.examples(case, 3))
@@ -54,7 +54,7 @@ class TestDrawing:
     def test_each_seed_has_examples_and_search_noise_of_its_own(self):
         target = tiny_target()
         (first,), (second,) = (target.cases(seed) for seed in (0, 1))
-        second = second._replace(sentence=first.sentence)
+        second = second._replace(prompt=first.prompt)
         examples = [target.examples(case, 2) for case in (first, second)]
         assert not torch.allclose(*examples, atol=1e-3)
         seeds = []
@@ -69,10 +69,10 @@ class TestDrawing:
 
 
 class TestCases:
-    def test_sentences_alternate_and_seeds_are_distinct(self):
+    def test_prompts_alternate_and_seeds_are_distinct(self):
         target = tiny_target([*CAT, Concept("star")], images=3)
         cases = [case for seed in target.seeds for case in target.cases(seed)]
-        assert [(c.concept.name, c.sentence) for c in cases] == [
+        assert [(c.concept.name, c.prompt) for c in cases] == [
             ("cat", "a cat"),
             ("star", "a star"),
             ("cat", "an image of a cat"),
@@ -82,10 +82,10 @@ class TestCases:
 
     def test_a_style_has_a_thing(self):
         (case,) = tiny_target([Concept("flat", kind="style")]).cases(0)
-        assert case.sentence == f"a {case.thing}, flat style"
+        assert case.prompt == f"a {case.thing}, flat style"
 
     @pytest.mark.parametrize(
-        ("concept", "sentence", "template"),
+        ("concept", "prompt", "template"),
         [
             (Concept("cat"), "a cat", "a {}"),
             (Concept("mage"), "an image of a mage", "an image of a {}"),
@@ -93,8 +93,8 @@ class TestCases:
         ],
         ids=lambda value: getattr(value, "name", value),
     )
-    def test_the_name_s_letters_in_other_words_are_not_the_name(self, concept, sentence, template):
-        assert AttackCase(concept, sentence, "", 0, [0]).template == template
+    def test_the_name_s_letters_in_other_words_are_not_the_name(self, concept, prompt, template):
+        assert AttackCase(concept, prompt, "", 0, [0]).template == template
 
 
 class TestJudgement:
