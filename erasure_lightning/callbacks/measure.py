@@ -48,7 +48,7 @@ class Measure(PairedImages):
         show: Whether the table is printed.
     """
 
-    def __init__(self, scorer: str | None = None, show: bool = True) -> None:
+    def __init__(self, scorer: str | None = None, *, show: bool = True) -> None:
         self.scorer = scorer
         self.show = show
         self.result: Result | None = None

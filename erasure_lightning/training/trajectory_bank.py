@@ -60,6 +60,7 @@ class TrajectoryBank(LatentSource):
         trajectories: int = 32,
         steps: int = 50,
         guidance: float = 3.0,
+        *,
         student: bool = False,
         refresh: int = 0,
         half: bool = False,
