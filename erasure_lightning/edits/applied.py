@@ -46,6 +46,16 @@ class Edit:
         return f"Edit({edit_title(self.metadata)}, {len(self.tensors)} tensors)"
 
     @property
+    def method(self) -> str:
+        """Class name of the method that made it, such as ``UCE``."""
+        return str(self.metadata.get("method", "")).rpartition(".")[2]
+
+    @property
+    def concepts(self) -> list[str]:
+        """Names of the erased concepts; ``metadata["concepts"]`` has anchors and domains too."""
+        return [concept["name"] for concept in self.metadata.get("concepts", [])]
+
+    @property
     def fingerprint(self) -> str:
         """A short hash of its tensors, by which edits that are based on it name it."""
         return edit_fingerprint(self.tensors)

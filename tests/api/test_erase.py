@@ -372,7 +372,7 @@ def test_a_file_of_concepts_is_named_by_a_path_or_as_text(tmp_path):
     file.write_text("[{name: cat, anchor: dog}]")
     for name in (file, str(file)):
         edit = erase(pipeline_of(), name, "UCE", progress_bar=False)
-        assert [concept["name"] for concept in edit.metadata["concepts"]] == ["cat"]
+        assert (edit.method, edit.concepts) == ("UCE", ["cat"])
 
 
 def test_a_pipeline_of_another_class_is_edited_by_one_that_shares_its_components():

@@ -87,7 +87,7 @@ def test_every_train_method_of_esd(base, tmp_path):
         edit = import_edit(file, "esd", base, tmp_path / f"{number}.safetensors")
         assert {n.removeprefix("unet."): v for n, v in edit.tensors.items()}.keys() == values.keys()
         assert all(torch.equal(edit.tensors[f"unet.{n}"], v.float()) for n, v in values.items())
-        assert [concept["name"] for concept in edit.metadata["concepts"]] == ["van gogh"]
+        assert edit.concepts == ["van gogh"]
 
 
 def test_the_edit_acts_in_a_pipeline_and_as_a_module(base, tmp_path):
