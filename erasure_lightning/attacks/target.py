@@ -63,7 +63,7 @@ class AttackSettings:
         bounds = {"seeds": 2, "images": 1, "steps": 1, "guidance": 0}
         bounds |= {"image_size": 1, "image_batch_size": 1}
         for name, bound in bounds.items():
-            require("An attack", at_least=bound, **{f"data.{name}": getattr(self, name)})
+            require("AttackSettings", at_least=bound, **{name: getattr(self, name)})
 
 
 def require_scorer(settings: AttackSettings, world: World | None, model: str) -> str | Path:

@@ -132,7 +132,7 @@ class Backbone(FamilyInterface):
         if self._offloads_text and any(each.embeddings.requires_grad for each in prompts):
             raise ErasureError(
                 f"Gradients through the text encoders of {self.name} need them on {self.device};"
-                " found them offloaded. Leave --model.offload_text false."
+                " found them offloaded. Leave offload_text false."
             )
         with self._text_on_device(), self.computing():
             outputs = [tower.encode(e) for tower, e in zip(self.towers, prompts, strict=True)]

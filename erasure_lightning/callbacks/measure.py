@@ -30,9 +30,9 @@ from erasure_lightning.runs.folder import Run
 from erasure_lightning.training.base import ErasureModule
 
 _NO_SCORER = (
-    "Measure needs a scorer to recognise things; found none, so only pixels are compared. Give it"
-    " CLIP or SigLIP: --trainer.callbacks+=Measure --trainer.callbacks.scorer=FOLDER (or a Hub id:"
-    " openai/clip-vit-base-patch32)."
+    "Measure needs a scorer to recognise things; found none, so only pixels are compared. Give it a"
+    " CLIP or SigLIP: scorer=FOLDER, or a Hub id such as openai/clip-vit-base-patch32 (command"
+    " line: --trainer.callbacks+=Measure --trainer.callbacks.scorer=FOLDER)."
 )
 
 

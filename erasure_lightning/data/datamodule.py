@@ -186,14 +186,14 @@ class PromptData(LightningDataModule):
         steps: int = math.ceil(batches / trainer.accumulate_grad_batches)
         if epochs < 0 and most < 0:
             raise ErasureError(
-                "A run needs an end; found max_epochs -1 and max_steps -1, which set none. Give "
-                "--trainer.max_steps N, or --trainer.max_epochs N with --data.steps_per_concept N."
+                "A run needs an end; found max_epochs -1 and max_steps -1, which set none. Give the"
+                " trainer max_steps, or max_epochs with steps_per_concept of the data."
             )
         if epochs > 1 and 0 <= most <= steps:
             raise ErasureError(
                 f"{epochs} epochs need more than the {most} steps of max_steps, which an epoch"
-                " takes alone. Give --trainer.max_steps -1 with --data.steps_per_concept N, or a"
-                " larger --trainer.max_steps without max_epochs."
+                " takes alone. Give the trainer max_steps -1 with steps_per_concept of the data, or"
+                " a larger max_steps without max_epochs."
             )
         if epochs < 0:
             return most
@@ -238,8 +238,8 @@ class PromptData(LightningDataModule):
         """The CSV's rows, with defaults of a row's settings."""
         if self.prompts is None:
             raise ErasureError(
-                "predict needs a CSV with the columns prompt and seed; found none. Pass"
-                " --data.prompts FILE."
+                "predict needs a CSV with the columns prompt and seed; found none. Pass it as"
+                " prompts (command line: --data.prompts FILE)."
             )
         return read_prompts(Path(self.prompts), steps, guidance)
 

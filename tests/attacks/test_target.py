@@ -161,11 +161,13 @@ def test_a_model_without_a_scorer_needs_one():
 )
 def test_settings_out_of_range(arguments):
     ((name, value),) = arguments.items()
-    with pytest.raises(ErasureError, match=rf"data\.{name} of at least \d; found {value}"):
+    with pytest.raises(
+        ErasureError, match=rf"AttackSettings needs {name} of at least \d; found {value}"
+    ):
         AttackSettings(**arguments)
 
 
 def test_guidance_is_a_number_and_0_is_one():
-    with pytest.raises(ErasureError, match=r"An attack needs a finite data\.guidance; found nan"):
+    with pytest.raises(ErasureError, match=r"AttackSettings needs a finite guidance; found nan"):
         AttackSettings(guidance=float("nan"))
     assert tiny_target(guidance=0.0).guidance == 0

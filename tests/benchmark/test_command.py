@@ -135,7 +135,7 @@ class TestMistakes:
             ),
             (
                 {"attack": "SoftEmbedding", "options": {"data.seeds": 1}},
-                "The attack SoftEmbedding cannot run: An attack needs data.seeds of at least 2",
+                "The attack SoftEmbedding cannot run: AttackSettings needs seeds of at least 2",
             ),
             (
                 {"attack": "SoftEmbedding", "options": {"data.scorer": "./nosuch"}},

@@ -167,7 +167,7 @@ class TestMistakes:
         )
         assert (
             error("--attack", "P4D", "--data.seeds", "1")
-            == "An attack needs data.seeds of at least 2; found 1."
+            == "AttackSettings needs seeds of at least 2; found 1."
         )
 
     def test_a_value_of_the_wrong_kind(self, error):

@@ -161,7 +161,7 @@ def test_two_float32_models_that_round_alike_are_two():
 
 
 def test_a_precision_that_would_round_the_edit_is_refused():
-    with pytest.raises(ErasureError, match="Leave --trainer.precision at 32-true"):
+    with pytest.raises(ErasureError, match="Leave the trainer's precision at 32-true"):
         quick_fit(build(), 1, precision="bf16-true")
 
 
