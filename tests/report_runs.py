@@ -111,7 +111,7 @@ def write_log(folder, steps=40):
         f"{i},{1 - i / steps},{1 / (i + 1)},{1 / (i + 1)},{'' if i % 10 else i / steps}"
         for i in range(steps)
     ]
-    head = "step,monitor/kept,loss/erasure,loss,monitor/forgotten"
+    head = "step,monitor/retained,loss/erasure,loss,monitor/erased"
     (folder / "metrics.csv").write_text("\n".join([head, *rows, "40,\0"]))
 
 

@@ -12,6 +12,9 @@ _OF_DATA = {"size": "image_size", "draw_size": "image_batch_size", "pictures": "
 #: Arguments of retention callbacks.
 _OF_CALLBACKS = {"nearness": "retained_share"}
 
+#: Arguments of `RetentionMonitor`.
+_OF_MONITOR = {"budget": "min_retained"}
+
 
 def renamed_option(option: str) -> str:
     """An option under its name of now, ``--data.image_size`` for ``--data.size``.
@@ -20,7 +23,7 @@ def renamed_option(option: str) -> str:
         option: Its name, with or without the section and the dashes.
     """
     section, dot, name = option.rpartition(".")
-    return f"{section}{dot}{(_OF_METHODS | _OF_DATA | _OF_CALLBACKS).get(name, name)}"
+    return f"{section}{dot}{(_OF_METHODS | _OF_DATA | _OF_CALLBACKS | _OF_MONITOR).get(name, name)}"
 
 
 def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     trainer = config.get("trainer") or {}
     if callbacks := trainer.get("callbacks"):
         several = callbacks if isinstance(callbacks, list) else [callbacks]
-        listed = [_with_renamed_arguments(callback, _OF_CALLBACKS) for callback in several]
+        listed = [_renamed_callback(callback) for callback in several]
         renamed["trainer"] = {**trainer, "callbacks": listed}
     return {key: value for key, value in renamed.items() if key in config}
 
@@ -60,6 +63,11 @@ def renamed_count(content: dict[str, Any]) -> dict[str, Any]:
     """
     counts = isinstance(content.get("pictures"), int)  # a concept of that name has prompts
     return _renamed(content, {"pictures": "images"}) if counts else content
+
+
+def _renamed_callback(entry: Any) -> Any:
+    is_monitor = isinstance(entry, Mapping) and "RetentionMonitor" in str(entry.get("class_path"))
+    return _with_renamed_arguments(entry, _OF_MONITOR if is_monitor else _OF_CALLBACKS)
 
 
 def _with_renamed_arguments(entry: Any, names: Mapping[str, str]) -> Any:

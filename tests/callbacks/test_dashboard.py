@@ -118,8 +118,8 @@ def test_the_config_describes_the_run(logged, run):
 @pytest.mark.parametrize(
     "name",
     [
-        *("loss", "loss/erasure", "loss/global", "monitor/kept", "monitor/forgotten"),
-        *("monitor/kept/pets", "monitor/kept/birds"),
+        *("loss", "loss/erasure", "loss/global", "monitor/retained", "monitor/erased"),
+        *("monitor/retained/pets", "monitor/retained/birds"),
     ],
 )
 def test_every_curve_is_there(logged, name):
@@ -127,8 +127,8 @@ def test_every_curve_is_there(logged, name):
 
 
 def test_groups_of_the_monitor_make_up_the_whole(logged):
-    for step, value in logged.curve("monitor/kept").items():
-        parts = [logged.curve(f"monitor/kept/{group}")[step] for group in ("pets", "birds")]
+    for step, value in logged.curve("monitor/retained").items():
+        parts = [logged.curve(f"monitor/retained/{group}")[step] for group in ("pets", "birds")]
         assert value == pytest.approx((parts[0] + 2 * parts[1]) / 3, abs=1e-6)
 
 
@@ -187,7 +187,7 @@ def test_prediction_leaves_no_empty_run_behind(run, workspace):
 def test_tensorboard_holds_the_same(events, run):
     tags = events.Tags()
     assert {"grid", "samples/000-before", "samples/000-after"} <= set(tags["images"])
-    scalars = {"loss", "loss/global", "monitor/kept/pets", "summary/overall_low"}
+    scalars = {"loss", "loss/global", "monitor/retained/pets", "summary/overall_low"}
     assert scalars <= set(tags["scalars"])
     texts = {tag.partition("/text_summary")[0]: tag for tag in tags["tensors"]}
     assert {"run/method", "run/protocol", "samples", "figures", "edit/tiny-cat"} <= set(texts)

@@ -7,14 +7,27 @@ def test_a_run_s_config_has_the_names_of_now():
     earlier = {
         "model": {"class_path": "UCE", "init_args": {"base": "bfloat16", "size": 3}},
         "data": {"size": 64, "draw_size": 4, "pictures": 2},
-        "trainer": {"callbacks": [{"class_path": "C", "init_args": {"nearness": 1}}, "Measure"]},
+        "trainer": {
+            "callbacks": [
+                {"class_path": "C", "init_args": {"nearness": 1, "budget": 2}},
+                {"class_path": "erasure_lightning.M.RetentionMonitor", "init_args": {"budget": 1}},
+                "Measure",
+            ]
+        },
         "save_every": 1,
     }
     now = {
         "model": {"class_path": "UCE", "init_args": {"base_dtype": "bfloat16", "size": 3}},
         "data": {"image_size": 64, "image_batch_size": 4, "images": 2},
         "trainer": {
-            "callbacks": [{"class_path": "C", "init_args": {"retained_share": 1}}, "Measure"]
+            "callbacks": [
+                {"class_path": "C", "init_args": {"retained_share": 1, "budget": 2}},
+                {
+                    "class_path": "erasure_lightning.M.RetentionMonitor",
+                    "init_args": {"min_retained": 1},
+                },
+                "Measure",
+            ]
         },
         "save_every": 1,
     }

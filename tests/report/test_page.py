@@ -131,8 +131,8 @@ class TestOneRun:
     def test_curves(self, run):
         labels = [a["aria-label"] for a in read(run).all("svg") if "aria-label" in a]
         titles = [label.partition(":")[0] for label in labels]
-        assert titles == ["success by budget", "kept", "forgotten", "loss"]
-        assert labels[1] == "kept: 1 at step 0, 0.025 at step 39, between 0.025 and 1."
+        assert titles == ["success by budget", "retained", "erased", "loss"]
+        assert labels[1] == "retained: 1 at step 0, 0.025 at step 39, between 0.025 and 1."
 
     def test_cost_config_and_hashes(self, run):
         page = read(run)
