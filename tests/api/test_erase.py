@@ -342,6 +342,8 @@ def test_mistakes_of_measuring_attacking_and_fitting_are_named(tmp_path):
         evaluate(edit, pipeline, sedds=2)
     with pytest.raises(ErasureError, match="found prompts. Draw .* `erasure predict"):
         evaluate(edit, pipeline, prompts="prompts.csv")
+    with pytest.raises(ErasureError, match="found batch_size, which is of training.*image_batch_s"):
+        evaluate(edit, pipeline, batch_size=8)
     with pytest.raises(ErasureError, match="invalid accelerator name: .*'gpuu'"):
         evaluate(edit, pipeline, accelerator="gpuu", progress_bar=False)
     with pytest.raises(
