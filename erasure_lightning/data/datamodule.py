@@ -110,9 +110,9 @@ class PromptData(LightningDataModule):
         self._check()
 
     def _check(self) -> None:
-        names = ("batch_size", "steps_per_concept", "others", "steps")
-        names += ("image_size", "image_batch_size")
+        names = "batch_size", "steps_per_concept", "others", "steps", "image_size"
         require("PromptData", at_least=1, **{name: getattr(self, name) for name in names})
+        require("PromptData", at_least=1, image_batch_size=self.image_batch_size)
         require("PromptData", at_least=2, seeds=self.seeds)
         require("PromptData", at_least=0, guidance=self.guidance)
         require_templates("PromptData", self.templates or ())

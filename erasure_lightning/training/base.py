@@ -60,8 +60,7 @@ class ErasureModule(PairedSampling, ABC):
         backbone: A name or place of a model (`load_backbone`), or a `Backbone`.
         loras: LoRA files that are fused into a loaded model first (`fuse_loras`).
         seed: Seed of every random draw of the run.
-        base_dtype: Precision of the frozen weights and of the arithmetic: ``float32`` or
-            ``bfloat16``; the edit stays float32.
+        base_dtype: Precision of frozen weights and of the arithmetic; the edit stays float32.
         checkpointing: Whether blocks are computed again in the backward pass, which saves memory.
         image_size: Side of all images in pixels; the model's own by default.
         base_edit: Runs or files of edits that the model has before training, the lowest first.
