@@ -33,14 +33,30 @@ def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
         config: The content of its ``config.yaml``.
     """
     renamed = dict(config)
-    renamed["model"] = _with_renamed_arguments(config.get("model"), _OF_METHODS)
-    renamed["data"] = _renamed(config.get("data") or {}, _OF_DATA)
-    trainer = config.get("trainer") or {}
-    if callbacks := trainer.get("callbacks"):
-        several = callbacks if isinstance(callbacks, list) else [callbacks]
-        listed = [_renamed_callback(callback) for callback in several]
-        renamed["trainer"] = {**trainer, "callbacks": listed}
-    return {key: value for key, value in renamed.items() if key in config}
+    if "model" in config:
+        renamed["model"] = _with_renamed_arguments(config["model"], _OF_METHODS)
+    if isinstance(data := config.get("data"), Mapping):
+        renamed["data"] = _renamed(data, _OF_DATA)
+    trainer = config.get("trainer")
+    if isinstance(trainer, Mapping) and isinstance(callbacks := trainer.get("callbacks"), list):
+        renamed["trainer"] = {**trainer, "callbacks": [*map(_renamed_callback, callbacks)]}
+    return renamed
+
+
+def renamed_suite(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A suite with the options of its fits and attacks under their names of now.
+
+    Args:
+        content: The suite, with its configs written out.
+    """
+    renamed = {**content, "options": _renamed_options(content["options"])}
+    for key in ("methods", "attacks"):
+        renamed[key] = [
+            {**entry, "options": _renamed_options(entry["options"])} for entry in content[key]
+        ]
+    for entry in renamed["methods"]:
+        entry["config"] = renamed_config(entry["config"])
+    return renamed
 
 
 def renamed_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,6 +79,10 @@ def renamed_count(content: dict[str, Any]) -> dict[str, Any]:
     """
     counts = isinstance(content.get("pictures"), int)  # a concept of that name has prompts
     return _renamed(content, {"pictures": "images"}) if counts else content
+
+
+def _renamed_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {renamed_option(option): value for option, value in options.items()}
 
 
 def _renamed_callback(entry: Any) -> Any:
