@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Arguments of methods.
-_OF_METHODS = {"base": "base_dtype"}
+_OF_METHODS = {"base": "base_dtype", "thresh": "threshold"}
 
 #: Arguments of `PromptData` and of `AttackSettings`.
 _OF_DATA = {"size": "image_size", "draw_size": "image_batch_size", "pictures": "images"}

@@ -54,7 +54,7 @@ def small(name):
     """Arguments by which a method is quick on a tiny model, and moves."""
     cls = load_method(find_method(name))
     if not issubclass(cls, GradientErasure):
-        return {"images": 2, "rollout_steps": 2, "thresh": 0.1} if name == "GLoCE" else {}
+        return {"images": 2, "rollout_steps": 2, "threshold": 0.1} if name == "GLoCE" else {}
     images = GeneratedImages(images=2, steps=2)
     bank = TrajectoryBank(trajectories=2, steps=3)
     source = images if name in ("CA", "SalUn", "MACE", "FMN") else bank
