@@ -6,6 +6,9 @@ from typing import Any
 #: Arguments of methods.
 _OF_METHODS = {"base": "base_dtype", "thresh": "threshold"}
 
+#: Arguments of SAGE.
+_OF_SAGE = {"edit": "train"}
+
 #: Arguments of `PromptData` and of `AttackSettings`.
 _OF_DATA = {"size": "image_size", "draw_size": "image_batch_size", "pictures": "images"}
 
@@ -23,7 +26,8 @@ def renamed_option(option: str) -> str:
         option: Its name, with or without the section and the dashes.
     """
     section, dot, name = option.rpartition(".")
-    return f"{section}{dot}{(_OF_METHODS | _OF_DATA | _OF_CALLBACKS | _OF_MONITOR).get(name, name)}"
+    every = _OF_METHODS | _OF_SAGE | _OF_DATA | _OF_CALLBACKS | _OF_MONITOR
+    return f"{section}{dot}{every.get(name, name)}"
 
 
 def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,8 +37,9 @@ def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
         config: The content of its ``config.yaml``.
     """
     renamed = dict(config)
-    if "model" in config:
-        renamed["model"] = _with_renamed_arguments(config["model"], _OF_METHODS)
+    if isinstance(model := config.get("model"), Mapping):
+        names = _names_of_method(model.get("class_path"))
+        renamed["model"] = _with_renamed_arguments(model, names)
     if isinstance(data := config.get("data"), Mapping):
         renamed["data"] = _renamed(data, _OF_DATA)
     trainer = config.get("trainer")
@@ -67,7 +72,7 @@ def renamed_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """
     renamed = dict(metadata)
     if isinstance(arguments := metadata.get("arguments"), Mapping):
-        renamed["arguments"] = _renamed(arguments, _OF_METHODS)
+        renamed["arguments"] = _renamed(arguments, _names_of_method(metadata.get("method")))
     return renamed
 
 
@@ -79,6 +84,11 @@ def renamed_count(content: dict[str, Any]) -> dict[str, Any]:
     """
     counts = isinstance(content.get("pictures"), int)  # a concept of that name has prompts
     return _renamed(content, {"pictures": "images"}) if counts else content
+
+
+def _names_of_method(class_path: Any) -> dict[str, str]:
+    is_sage = str(class_path).rpartition(".")[2].casefold() == "sage"
+    return _OF_METHODS | (_OF_SAGE if is_sage else {})
 
 
 def _renamed_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -310,11 +310,12 @@ def test_help_names_files_of_concepts(capsys):
         ),
         (["--model", "trivial.Missing"], "model: module 'trivial' has no attribute 'Missing'"),
         ([*SAGE, "--model.lrr", "1"], "model has no option 'lrr'. Did you mean 'lr'?"),
+        ([*SAGE, "--model.edit", "x"], "model has no option 'edit'. Did you mean 'train'?"),
         ([*SAGE, "--model.base", "x"], "model has no option 'base'. Did you mean 'base_dtype'?"),
         ([*SAGE, "--model.lr", "abc"], "model.lr needs a number; found 'abc'"),
         (
-            [*SAGE, "--model.edit", "x"],
-            "model.edit needs one of 'text_encoder', 'cross_attention', 'text_entry',",
+            [*SAGE, "--model.train", "x"],
+            "model.train needs one of 'text_encoder', 'cross_attention', 'text_entry',",
         ),
         (
             [*SAGE, "--model.concepts", "[{nme: cat}]"],

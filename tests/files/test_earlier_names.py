@@ -1,6 +1,6 @@
 import pytest
 
-from erasure_lightning.files.earlier_names import renamed_config, renamed_option
+from erasure_lightning.files.earlier_names import renamed_config, renamed_metadata, renamed_option
 
 
 def test_a_run_s_config_has_the_names_of_now():
@@ -35,12 +35,19 @@ def test_a_run_s_config_has_the_names_of_now():
     assert renamed_config(now) == now
 
 
+@pytest.mark.parametrize(("method", "name"), [("m.sage.SAGE", "train"), ("m.Other", "edit")])
+def test_arguments_of_one_method_are_no_other_s(method, name):
+    metadata = {"method": method, "arguments": {"edit": "text_encoder"}}
+    assert renamed_metadata(metadata)["arguments"] == {name: "text_encoder"}
+
+
 @pytest.mark.parametrize(
     ("option", "now"),
     [
         ("--data.draw_size", "--data.image_batch_size"),
         ("draw_size", "image_batch_size"),
         ("base", "base_dtype"),
+        ("--model.edit", "--model.train"),
         ("--data.steps", "--data.steps"),
         ("--out", "--out"),
     ],
