@@ -6,7 +6,9 @@ from tiny_scorers import save_scorer
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.attacks.outcome import Outcome
+from erasure_lightning.attacks.target import AttackSettings
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.cli.attack import parsed_attack
 from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.edit import read_edit, write_edit
@@ -133,6 +135,14 @@ def test_a_measurement_s_seeds_are_no_number_of_searches(saved, run):
     assert main(["attack", *argv, *scored]) == 0
     outcome = Outcome.load(run / "attacks/softembedding/attack.json")
     assert outcome.success["attacked"].seeds == 3
+
+
+def test_a_run_of_an_earlier_version_is_sampled_as_it_was(tmp_path):
+    """Its options have other names there."""
+    config = "model: {class_path: UCE}\ndata: {size: 16, draw_size: 3, steps: 2, seeds: 7}\n"
+    (tmp_path / "config.yaml").write_text(config)
+    settings = parsed_attack(["--ckpt_path", str(tmp_path), "--attack", "SoftEmbedding"])
+    assert settings == AttackSettings(image_size=16, image_batch_size=3, steps=2)
 
 
 def test_configs_are_found_by_name_and_overruled(attack, run):
