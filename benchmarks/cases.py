@@ -102,7 +102,7 @@ def concepts(name: str, text: str) -> str:
     edit = Path(f"{name}-run", "edit.safetensors")
     if not edit.exists():
         return end
-    names = [concept["name"] for concept in load_edit(edit).metadata["concepts"]]
+    names = load_edit(edit).concepts
     return f"{end[:1]}: erased {', '.join(names)}"
 
 

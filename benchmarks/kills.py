@@ -33,7 +33,8 @@ PROMPTS = ["a dog", "a tree", "a car"]
 
 def config(method: str, steps: int) -> dict:
     """Config of a short run with all state to resume: a bank, a retention term and a monitor."""
-    own = {"mace": {"pictures": 2, "steps": 2}, "uce": {"preserve": PROMPTS}}
+    images = {"class_path": "GeneratedImages", "init_args": {"images": 2, "steps": 2}}
+    own = {"mace": {"latents": images}, "uce": {"preserve": PROMPTS}}
     gradient = {
         "lr": 1e-3,
         "warmup": 3,

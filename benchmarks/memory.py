@@ -75,7 +75,7 @@ SMALL = [
     *("--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"),
 ]
 CHECKPOINTING = ["--model.checkpointing", "true"]
-BFLOAT16 = ["--model.base", "bfloat16"]
+BFLOAT16 = ["--model.base_dtype", "bfloat16"]
 ALL = ["--model.train", "all"]
 CONFIGS = (
     *("all-but-one", "sage", "sdd", "ca", "spm", "mace", "realera", "receler", "advunlearn"),

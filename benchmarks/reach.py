@@ -24,13 +24,13 @@ NOISE = ("--model.erase_space", "noise")
 ROWS = {
     "UCE: entry, closed form": ("uce",),
     "ESD: entry": ("esd-flux", "--model.train", "entry", "--model.lr", "1e-3"),
-    "SAGE: entry": ("sage", "--model.edit", "text_entry", *NOISE, "--model.lr", "1e-3"),
+    "SAGE: entry": ("sage", "--model.train", "text_entry", *NOISE, "--model.lr", "1e-3"),
     "ESD: keys and values of the text": ("esd-flux", "--model.train", "x-strict"),
     "ESD: joint attention": ("esd-flux",),
     "All but One: joint attention": ("all-but-one",),
     "SAGE: joint attention": (
         "sage",
-        "--model.edit",
+        "--model.train",
         "joint_attention",
         *NOISE,
         "--model.lr",

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from rows import COLUMNS, fitted, head, line, mean
 
+from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.benchmark.pareto import PALETTE
 from erasure_lightning.cli.configs import shipped_configs
 
@@ -36,7 +37,7 @@ _RETENTION = (
     "--trainer.callbacks+=LocalNoisePreservation",
     "--trainer.callbacks.weight=1.0",
     "--trainer.callbacks.batch_size=8",
-    "--trainer.callbacks.nearness=1",
+    "--trainer.callbacks.retained_share=1",
 )
 
 
@@ -186,10 +187,11 @@ def outcome(
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             raise SystemExit(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
-    content = json.loads((folder / "attack.json").read_text())
-    success = {k: round(content["success"]["attacked"][k], 3) for k in ("mean", "low", "high")}
-    costs = {key: content["cost"][key] for key in ("evaluations", "backwards")}
-    return success | {"images": content["success"]["attacked"]["pictures"]} | costs
+    outcome = Outcome.load(folder / "attack.json")
+    attacked = outcome.success["attacked"]
+    success = {k: round(getattr(attacked, k), 3) for k in ("mean", "low", "high")}
+    costs = {key: outcome.cost[key] for key in ("evaluations", "backwards")}
+    return success | {"images": attacked.images} | costs
 
 
 def load() -> list[dict[str, Any]]:

@@ -36,9 +36,9 @@ BARS = {
 
 #: Callbacks of the shipped configs with their arguments; the first two are the paper's.
 TERMS = {
-    "GlobalSemanticAlignment": {"weight": 800, "nearness": 1},
-    "LocalNoisePreservation": {"weight": 0.3, "batch_size": 4, "nearness": 1},
-    "LocalStatePreservation": {"weight": 1.5, "nearness": 1},
+    "GlobalSemanticAlignment": {"weight": 800, "retained_share": 1},
+    "LocalNoisePreservation": {"weight": 0.3, "batch_size": 4, "retained_share": 1},
+    "LocalStatePreservation": {"weight": 1.5, "retained_share": 1},
     "UnconditionalDrift": {"weight": 3},
 }
 GLOBAL, NOISE, STATES, UNCONDITIONAL = TERMS

@@ -82,7 +82,7 @@ def check_method(
     if not thorough:
         return fitted[0]
     for make, family in zip(makers, suitable, strict=True):
-        _check_retention(make(base="bfloat16"), family)
+        _check_retention(make(base_dtype="bfloat16"), family)
     for precision in ("bf16-mixed", "bf16-true"):
         _check_edit(quick_fit(makers[0](), 1, precision=precision), suitable[0], precision)
     if world and installed_world(world):
@@ -260,7 +260,7 @@ def edit_of(module: ErasureModule) -> dict[str, Tensor]:
 def _check_edit(module: ErasureModule, family: type[Backbone], circumstance: str = "") -> None:
     name = f"{type(module).__name__}{circumstance and f' with {circumstance}'}"
     editable = module.editable()
-    before = _weights(family, module.backbone.base)
+    before = _weights(family, module.backbone.base_dtype)
     moved = set()
     for key, parameter in module.backbone.named_parameters():
         plain, value = key.replace(".base_layer.", "."), parameter.detach()

@@ -80,7 +80,7 @@ class Scorer(KnownScorer):
 
 def attack(offer):
     cls = load_offer(offer)
-    settings = AttackSettings(seeds=2, pictures=1, steps=2)
+    settings = AttackSettings(seeds=2, images=1, steps=2)
     models = [TinyBackbone().to(DEVICE).requires_grad_(False) for _ in range(2)]
     target = AttackTarget(*models, CONCEPTS[:1], settings, Scorer())
     few = {name: FEW[name] for name in FEW.keys() & inspect.signature(cls).parameters.keys()}

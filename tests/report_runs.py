@@ -38,8 +38,8 @@ PROTOCOL = Protocol(
 )
 
 
-def estimate(mean, low=None, high=None, pictures=6):
-    return Estimate(mean, mean if low is None else low, mean if high is None else high, 3, pictures)
+def estimate(mean, low=None, high=None, images=6):
+    return Estimate(mean, mean if low is None else low, mean if high is None else high, 3, images)
 
 
 def recognized(before, after):
@@ -111,7 +111,7 @@ def write_log(folder, steps=40):
         f"{i},{1 - i / steps},{1 / (i + 1)},{1 / (i + 1)},{'' if i % 10 else i / steps}"
         for i in range(steps)
     ]
-    head = "step,monitor/kept,loss/erasure,loss,monitor/forgotten"
+    head = "step,monitor/retained,loss/erasure,loss,monitor/erased"
     (folder / "metrics.csv").write_text("\n".join([head, *rows, "40,\0"]))
 
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "erasure_lightning"
 #: Modules beside the attacks that are none.
 SHARED_BY_ATTACKS = {
     *("base", "curve", "dashboards", "fine_tuning_attack"),
-    *("outcome", "probe", "prompt_slots", "prompt_variants", "retained_sentences"),
+    *("outcome", "probe", "prompt_slots", "prompt_variants", "retained_prompts"),
     *("runner", "target"),
 }
 

@@ -15,7 +15,7 @@ SMALLER = {
     "data.steps: 10": "data.steps: 5",  # with fewer the cigarette's neighbours are not drawn
     "--data.others 8": "--data.others 2",
     "--data.steps 10": "--data.steps 2",
-    "--data.pictures 2": "--data.pictures 1 --attack.steps 2",
+    "--data.images 2": "--data.images 1 --attack.steps 2",
     "num_inference_steps=20": "num_inference_steps=2",
     "PromptData(seeds=2, others=8, steps=10)": "PromptData(seeds=2, others=2, steps=2)",
     "TrajectoryBank(trajectories=16, steps=20)": "TrajectoryBank(trajectories=2, steps=2)",

@@ -70,5 +70,5 @@ class PlainPrompt(ConceptAttack):
     """Generates from the plain prompt: the negative control."""
 
     def find(self, target, case):
-        conditioning = target.edited.encode([case.sentence])
-        return AttackResult(target.draw(conditioning, case.seeds), prompt=case.sentence)
+        conditioning = target.edited.encode([case.prompt])
+        return AttackResult(target.draw(conditioning, case.seeds), prompt=case.prompt)

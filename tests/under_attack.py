@@ -19,7 +19,7 @@ CAT = [Concept("cat", "dog", domain=["bird"])]
 
 def plain_images(target, case):
     """Images of the edited model for the case's own sentence."""
-    return target.draw(target.edited.encode([case.sentence]), case.seeds)
+    return target.draw(target.edited.encode([case.prompt]), case.seeds)
 
 
 def check_untrained(attack, **arguments):
@@ -43,18 +43,18 @@ def check_repeatable(attack):
     assert not any(p.grad is not None for p in target.edited.parameters())
 
 
-def tiny_target(concepts=CAT, family=TinyBackbone, base="float32", **settings):
+def tiny_target(concepts=CAT, family=TinyBackbone, base_dtype="float32", **settings):
     """A tiny model whose cat is redirected to the dog; its scorer's verdicts are arbitrary."""
-    edited, original = _tiny_models(family, base)()
-    few = {"seeds": 2, "pictures": 2, "steps": 2, "guidance": 3.0}
+    edited, original = _tiny_models(family, base_dtype)()
+    few = {"seeds": 2, "images": 2, "steps": 2, "guidance": 3.0}
     settings = AttackSettings(**(few | settings))
     return AttackTarget(edited, original, concepts, settings, KnownScorer())
 
 
 @cache
-def _tiny_models(family, base):
+def _tiny_models(family, base_dtype):
     """Copies of the edited model and the original, which share what the edit does not reach."""
-    module = quick_fit(Redirection(concepts=CAT, backbone=family(), base=base), 1)
+    module = quick_fit(Redirection(concepts=CAT, backbone=family(), base_dtype=base_dtype), 1)
     tokenizers = [tower.tokenizer for tower in module.backbone.towers]
     return copier((module.backbone, module.original), tokenizers)
 
@@ -64,16 +64,16 @@ def _module():
     return quick_fit(UCE(backbone="emoji-world", concepts=[Concept("cigarette", "lollipop")]), 1)
 
 
-def _target(edited, pictures, steps=10):
+def _target(edited, images, steps=10):
     module = _module()
-    settings = AttackSettings(seeds=2, pictures=pictures, steps=steps)
+    settings = AttackSettings(seeds=2, images=images, steps=steps)
     return AttackTarget(edited, module.original, module.concepts, settings)
 
 
-def cigarette(erased=True, pictures=4, steps=10):
+def cigarette(erased=True, images=4, steps=10):
     """The emoji world after UCE, or unedited."""
     module = _module()
-    return _target(module.backbone if erased else module.original, pictures, steps)
+    return _target(module.backbone if erased else module.original, images, steps)
 
 
 @cache
@@ -86,12 +86,12 @@ def _weakly_erased():
     return model
 
 
-def weakly_erased(pictures=2):
+def weakly_erased(images=2):
     """The emoji world after 0.8 of UCE's edit, where plain prompts just fail."""
-    return _target(_weakly_erased(), pictures)
+    return _target(_weakly_erased(), images)
 
 
-def filtered(word, anchor, pictures=2):
+def filtered(word, anchor, images=2):
     """The emoji world with a filter that replaces prompts with a word: no erasure at all."""
     original = _module().original
     model = original.frozen_copy(())
@@ -103,7 +103,7 @@ def filtered(word, anchor, pictures=2):
         model.text_encoders
     )  # the copy shares the original's, whose states are unfiltered
     model.embed = lambda prompts: original.embed([replaced(prompt) for prompt in prompts])
-    return _target(model, pictures)
+    return _target(model, images)
 
 
 def weights(model):

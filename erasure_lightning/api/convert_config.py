@@ -255,7 +255,7 @@ def _text(path: Path, training: _Training) -> str:
         "lr": training.rate,
         "schedule": _schedule(training),
         "optimizer": "adamw",
-        "base": "bfloat16" if training.half else "float32",
+        "base_dtype": "bfloat16" if training.half else "float32",
         "image_size": first.size,
         "latents": {"class_path": "TrajectoryBank", "init_args": _bank(training, first)},
     }

@@ -29,6 +29,9 @@ from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.registry import find_attack, load_offer
 from erasure_lightning.training.base import ErasureModule
 
+#: Arguments of `PromptData` without a meaning where an edit is measured.
+_OF_TRAINING = ("batch_size", "steps_per_concept", "templates")
+
 
 def evaluate(
     edit: Edit | str | Path,
@@ -50,7 +53,8 @@ def evaluate(
             by default. Where there is neither, only pixels are compared.
         accelerator: What Lightning draws on, such as ``cpu`` or ``cuda``.
         progress_bar: Whether progress and the table of figures are shown.
-        data: Arguments of `PromptData`: ``seeds``, ``others``, ``steps``, ``guidance`` and others.
+        data: Arguments of `PromptData` that are of images: ``seeds``, ``others``, ``neighbours``,
+            ``steps``, ``guidance``, ``image_size``, ``image_batch_size`` and ``originals``.
 
     Returns:
         The figures with their intervals, and how they were measured.
@@ -64,13 +68,18 @@ def evaluate(
         >>> pipeline = TinyBackbone().to_pipeline()
         >>> edit = erase(pipeline, "cat", method="UCE", anchor="dog", progress_bar=False)
         >>> result = evaluate(edit, pipeline, seeds=2, others=2, steps=2, progress_bar=False)
-        >>> result.estimates["structure"]["distance"]["after"].pictures
+        >>> result.estimates["structure"]["distance"]["after"].images
         4
     """
     if "prompts" in data:
         raise ErasureError(
-            "evaluate draws the sentences of its own plan; found prompts. Draw a file of prompts"
+            "evaluate draws the prompts of its own plan; found prompts. Draw a file of prompts"
             " with `erasure predict --data.prompts FILE` and score the images with `erasure score`."
+        )
+    if of_training := [name for name in _OF_TRAINING if name in data]:
+        raise ErasureError(
+            f"evaluate needs arguments of images; found {of_training[0]}, which is of training."
+            " Leave it out; image_batch_size is the number of images drawn in a batch."
         )
     measure = Measure(scorer, show=progress_bar)
     with constructing(PromptData, evaluate):

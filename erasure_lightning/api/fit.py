@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def fit(
         'edit.safetensors'
     """
     run = Run(Path(run_dir)) if run_dir is not None else _default_run(module)
-    run.check_unused()
+    run.check_unused("run_dir")
     keeper = LastCheckpoint(save_every)
     watchdog = Watchdog(hang_timeout)
     register_strategies(module.has_unused, hang_timeout)
@@ -115,7 +116,7 @@ def fit(
         )
         keeper.listen_in(session)
         torch.manual_seed(module.seed)
-        with running(session, run, watchdog, run.check_unused):
+        with running(session, run, watchdog, partial(run.check_unused, "run_dir")):
             train(session, module, data or PromptData(), measure=measure)
     return run
 

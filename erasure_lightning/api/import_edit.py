@@ -30,6 +30,9 @@ from erasure_lightning.training.imported import Imported
 #: Name of a LoRA in a folder that diffusers wrote.
 _LORA_FILE = "pytorch_lora_weights.safetensors"
 
+#: The argument that names the output, for messages.
+_OUT = "out (command line: --out)"
+
 _Tensors = dict[str, Tensor]
 
 
@@ -79,7 +82,10 @@ def import_edit(
         Edit(Imported of cat, 4 tensors)
     """
     if layout not in OFFICIAL_LAYOUTS:
-        raise ErasureError(f"--as needs one of {', '.join(OFFICIAL_LAYOUTS)}; found {layout!r}.")
+        raise ErasureError(
+            f"import_edit needs one of {', '.join(OFFICIAL_LAYOUTS)} as layout (command line:"
+            f" --as); found {layout!r}."
+        )
     chosen = OFFICIAL_LAYOUTS[layout]
     target = _unused(Path(out))
     path = _existing(Path(file).expanduser(), chosen)
@@ -103,10 +109,10 @@ def import_edit(
 def _unused(out: Path) -> Path:
     """The edit's file, which must not exist."""
     if out.suffix != ".safetensors":
-        Run(out).check_unused("--out")
+        Run(out).check_unused(_OUT)
         return Run(out).edit
     if out.exists():
-        raise ErasureError(f"{out} exists already, and is not overwritten. Choose another --out.")
+        raise ErasureError(f"{out} exists already, and is not overwritten. Choose another {_OUT}.")
     return out
 
 
@@ -138,7 +144,9 @@ def _concepts(
 ) -> list[Concept]:
     names = [concepts] if isinstance(concepts, str | Concept) else concepts or own
     if not names:
-        raise ErasureError(f"{path} does not name its concepts: give them with --concepts.")
+        raise ErasureError(
+            f"{path} does not name its concepts: give them as concepts (command line: --concepts)."
+        )
     return [name if isinstance(name, Concept) else Concept(name) for name in names]
 
 

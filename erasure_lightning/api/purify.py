@@ -109,7 +109,7 @@ def purify_files(
         results.append(result)
     write_atomically(folder / f"{SHEET_NAME}.png", png_bytes(_sheet(module, results, settings)))
     records = {result.name: result.drift._asdict() for result in results}
-    content = {"edit": str(path)} | settings._asdict() | {"pictures": records}
+    content = {"edit": str(path)} | settings._asdict() | {"images": records}
     write_json(folder / "purify.json", content)
     return PurifiedFiles(folder, {result.name: result.drift for result in results})
 

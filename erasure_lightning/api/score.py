@@ -219,7 +219,7 @@ def _score(
         estimates.update(meter.estimates())
         metrics.update(meter.protocol())
     drawn = {
-        "pictures": len(images),
+        "images": len(images),
         "prompts": short_hash(sorted(image.sampling for image in images)),
     }
     against = {"reference": _content_hash(reference)} if reference else {}

@@ -6,11 +6,11 @@ Unstable Unlearning (Suriyakumar et al. 2024, arXiv 2410.08074) calls the effect
 resurgence. Implemented from the papers' and the repository's descriptions.
 
 Here the original model generates the images, of labels that the edit should retain. So no data is
-needed beside the two models, and an unedited model has no new knowledge to gain. No sentence
-contains a word of a concept or of its domain. While a style is erased, each sentence names another
+needed beside the two models, and an unedited model has no new knowledge to gain. No prompt
+contains a word of a concept or of its domain. While a style is erased, each prompt names another
 style; where a model has no list of styles, its images may be in the erased one.
 
-Success is the share of images of the concept's plain sentence that show it after all ``steps``; the
+Success is the share of images of the concept's plain prompt that show it after all ``steps``; the
 curve gives the share on the way. At 0 steps it equals the edited model's plain figure. It may fall
 with the steps as well as rise.
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from erasure_lightning.attacks.base import AttackResult, check_at_least
 from erasure_lightning.attacks.fine_tuning_attack import FineTuningAttack
-from erasure_lightning.attacks.retained_sentences import retained_sentences
+from erasure_lightning.attacks.retained_prompts import draw_retained_prompts
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.diffusion.fine_tuning import FineTuning
@@ -72,12 +72,12 @@ class BenignFineTune(FineTuningAttack):
             if fine_tuning is not None:
                 model = fine_tuning.advance(budget)
             for curve, case in zip(curves, cases, strict=True):
-                curve[budget] = self.generate(target, case, model, case.sentence)
+                curve[budget] = self.generate(target, case, model, case.prompt)
         return [AttackResult(curve[self.steps], curve=curve) for curve in curves]
 
     def _fine_tuning(self, target: AttackTarget) -> FineTuning:
         vocabulary = Vocabulary(target.original.world, target.concepts)
-        sentences = retained_sentences(vocabulary, self.examples)
+        prompts = draw_retained_prompts(vocabulary, self.examples)
         seed = int(torch.randint(2**31, ()))
-        images = self.training_images(target, sentences, seed)
-        return self.fine_tuning(target.edited, images, sentences, seed)
+        images = self.training_images(target, prompts, seed)
+        return self.fine_tuning(target.edited, images, prompts, seed)

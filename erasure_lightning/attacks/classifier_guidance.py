@@ -37,7 +37,7 @@ from torch import Tensor
 
 from erasure_lightning.attacks.base import check_at_least, check_each_at_least
 from erasure_lightning.attacks.probe import Attempts, Probe, best_tries, draw_by_ddim
-from erasure_lightning.attacks.retained_sentences import retained_sentences
+from erasure_lightning.attacks.retained_prompts import draw_retained_prompts
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.process import signal_and_noise
@@ -81,8 +81,8 @@ class ClassifierGuidance(Probe):
     def prepare(self, target: AttackTarget, case: AttackCase) -> Attempts:
         """Train the classifier; the baseline samples without it."""
         classifier = self._classifier(target, case)
-        noise = target.edited.noise(case.seeds, target.settings.size)
-        times = ddim_times(target.edited, target.steps, target.settings.size)
+        noise = target.edited.noise(case.seeds, target.settings.image_size)
+        times = ddim_times(target.edited, target.steps, target.settings.image_size)
 
         def sample(scales: Sequence[float], model: Backbone, rows: slice) -> Tensor:
             tries = []
@@ -96,14 +96,14 @@ class ClassifierGuidance(Probe):
 
     def _classifier(self, target: AttackTarget, case: AttackCase) -> LatentClassifier:
         vocabulary = Vocabulary(target.original.world, target.concepts)
-        sentences = retained_sentences(vocabulary, self.others)
+        prompts = draw_retained_prompts(vocabulary, self.others)
         others = LatentDataset(
             target.original,
-            sentences,
+            prompts,
             int(torch.randint(2**31, ())),
             steps=target.steps,
             guidance=target.guidance,
-            size=target.settings.size,
+            size=target.settings.image_size,
         )
         concept = target.examples(case, self.examples)
         process = target.original.process

@@ -50,16 +50,16 @@ class Completion(Probe):
     @torch.no_grad()
     def prepare(self, target: AttackTarget, case: AttackCase) -> Attempts:
         """Begin the images with the original; the baselines are ``no prompt`` and ``visible``."""
-        times = ddim_times(target.edited, target.steps, target.settings.size)
+        times = ddim_times(target.edited, target.steps, target.settings.image_size)
         handover = min(round(self.share * (len(times) - 1)), len(times) - 2)
-        noise = target.edited.noise(case.seeds, target.settings.size)
+        noise = target.edited.noise(case.seeds, target.settings.image_size)
 
         def draw(model: Backbone, prompt: str | None, x: Tensor, times: Tensor) -> Tensor:
             return draw_by_ddim(target, model, prompt, x, times)
 
         begun = torch.cat(
             [
-                draw(target.original, case.sentence, noise[rows], times[: handover + 1])
+                draw(target.original, case.prompt, noise[rows], times[: handover + 1])
                 for rows in target.batches(len(noise))
             ]
         )
@@ -72,4 +72,4 @@ class Completion(Probe):
             return target.original.decode(draw(target.original, None, begun[rows], ends))
 
         baselines: dict[str, Attempt] = {"no prompt": partial(finish, None), "visible": predict}
-        return Attempts(partial(finish, case.sentence), baselines)
+        return Attempts(partial(finish, case.prompt), baselines)

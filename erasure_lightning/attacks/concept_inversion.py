@@ -1,18 +1,18 @@
 """Concept inversion (Pham et al. 2024, arXiv 2308.01508, ICLR): textual inversion of the concept.
 
 White box; the weights of the edited model are frozen. The embedding ``v`` of a new word is learned
-so that the edited model denoises images ``x_0`` of the concept in sentences ``y`` with that word,
+so that the edited model denoises images ``x_0`` of the concept in prompts ``y`` with that word,
 
     ``min_v E_(x_0, t, n) |eps_theta(a_t x_0 + s_t n, t, E(y(v))) - n|^2``
 
-The word then generates the concept in any sentence. It passes through an edited text encoder.
+The word then generates the concept in any prompt. It passes through an edited text encoder.
 
 Verified in code (NYU-DICE-Lab/circumventing-concept-erasure@bb7034b, ``esd/concept_inversion.py``):
-one vector, random sentences of textual inversion, AdamW with decay 0.01, rate 5e-3 times the batch
+one vector, random templates of textual inversion, AdamW with decay 0.01, rate 5e-3 times the batch
 of 16 (constant), 5,000 steps; 25 images for a style.
 
 Different: the vector starts at the mean of the concept's own token embeddings, where the official
-code takes a word of its kind (``art``); a step uses all examples, in one random sentence of the
+code takes a word of its kind (``art``); a step uses all examples, in one random one of the
 concept's templates. Defaults are the official code's, with the 4 images that it puts on the device
 at once; ``configs/attacks/concept-inversion.yaml`` has the emoji world's.
 
@@ -59,17 +59,17 @@ class ConceptInversion(ConceptAttack):
         check_at_least(self, lr=0, steps=0, weight_decay=0, examples=1)
 
     def find(self, target: AttackTarget, case: AttackCase) -> AttackResult:
-        """Learn the embedding, and generate the case's sentence with it."""
+        """Learn the embedding, and generate the case's prompt with it."""
         model = target.edited
         start = mean_embeddings(model, case.concept.name)
         word = [row.clone().requires_grad_(True) for row in start]
         optimizer = AdamW(word, lr=self.lr, weight_decay=self.weight_decay)
         clean = target.examples(case, self.examples)
-        sentences = target.sentences(case)
+        templates = target.templates(case)
         for _ in range(self.steps):
-            sentence = sentences[int(torch.randint(len(sentences), ()))]
+            template = templates[int(torch.randint(len(templates), ()))]
             times = model.process.draw_times(len(clean)).to(clean.device)
-            conditioning = encode_word(model, [sentence], word)
+            conditioning = encode_word(model, [template], word)
             descend(optimizer, target.denoising_loss(conditioning, clean, times))
         images = target.draw(encode_word(model, [case.template], word), case.seeds)
         tensors = {f"embedding.{i}": row for i, row in enumerate(word)}

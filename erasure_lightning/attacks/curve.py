@@ -35,7 +35,7 @@ def plot_curve(outcome: Outcome) -> bytes:
     figure.suptitle(title, x=0.01, ha="left", fontproperties=font, fontsize=12, weight="bold")
     attacked = outcome.success["attacked"]
     subtitle = (
-        f"{attacked.seeds} seeds, {attacked.pictures} images a point; 95 % intervals over seeds"
+        f"{attacked.seeds} seeds, {attacked.images} images a point; 95 % intervals over seeds"
     )
     axes.set_title(subtitle, fontsize=9, loc="left")
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -68,7 +68,7 @@ class FineTuningAttack(Attack):
             seed,
             steps=target.steps,
             guidance=target.guidance,
-            size=target.settings.size,
+            size=target.settings.image_size,
         )
 
     def fine_tuning(
@@ -93,13 +93,13 @@ class FineTuningAttack(Attack):
         )
 
     @staticmethod
-    def generate(target: AttackTarget, case: AttackCase, model: Backbone, sentence: str) -> Tensor:
-        """Images that a model generates for a sentence, ``(N, 3, H, W)`` in 0..1.
+    def generate(target: AttackTarget, case: AttackCase, model: Backbone, prompt: str) -> Tensor:
+        """Images that a model generates for a prompt, ``(N, 3, H, W)`` in 0..1.
 
         Args:
             target: The target of the attack, which determines steps, guidance and size.
             case: The case whose seeds are used.
             model: The model that generates.
-            sentence: The prompt.
+            prompt: The prompt.
         """
-        return target.draw(model.encode([sentence]), case.seeds, model=model)
+        return target.draw(model.encode([prompt]), case.seeds, model=model)

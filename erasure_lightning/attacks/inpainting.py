@@ -55,16 +55,16 @@ class Inpainting(Probe):
     def prepare(self, target: AttackTarget, case: AttackCase) -> Attempts:
         """Draw the images to restore; the baseline restores them without a prompt."""
         known = target.examples(case, len(case.seeds))
-        noise = target.edited.noise(case.seeds, target.settings.size)
+        noise = target.edited.noise(case.seeds, target.settings.image_size)
         mask = middle_mask(known, self.side)
-        times = ddim_times(target.edited, target.steps, target.settings.size)
+        times = ddim_times(target.edited, target.steps, target.settings.image_size)
 
         def fill(prompt: str | None, model: Backbone, rows: slice) -> Tensor:
             change = keep_known(model.process, known[rows], mask)
             filled = draw_by_ddim(target, model, prompt, noise[rows], times, change)
             return model.decode(torch.where(mask, filled, known[rows]))
 
-        return Attempts(partial(fill, case.sentence), {"no prompt": partial(fill, None)})
+        return Attempts(partial(fill, case.prompt), {"no prompt": partial(fill, None)})
 
 
 def middle_mask(latents: Tensor, side: float) -> Tensor:

@@ -71,11 +71,11 @@ class LatentInversion(ConceptAttack):
     ) -> tuple[Tensor, Tensor]:
         """The noise that latents invert to, and the images that a model generates from it."""
         steps = self.steps or target.steps
-        size = target.settings.size
+        size = target.settings.image_size
         noise = torch.cat(
             [
                 invert(model, model.unconditional(len(x)), x, steps, self.refinements, size)
-                for x in torch.split(latents, target.settings.draw_size)
+                for x in torch.split(latents, target.settings.image_batch_size)
             ]
         )
         return noise, self._sample(target, model, noise)
@@ -84,9 +84,9 @@ class LatentInversion(ConceptAttack):
     def _sample(self, target: AttackTarget, model: Backbone, noise: Tensor) -> Tensor:
         """Images that a model generates from noise under the empty prompt, without guidance."""
         steps = self.steps or target.steps
-        size = target.settings.size
+        size = target.settings.image_size
         latents = [
             retrace(model, model.unconditional(len(x)), x, steps, size=size)
-            for x in torch.split(noise, target.settings.draw_size)
+            for x in torch.split(noise, target.settings.image_batch_size)
         ]
         return torch.cat([model.decode(each) for each in latents])

@@ -80,7 +80,7 @@ class P4D(ConceptAttack):
         slots = PromptSlots(target.edited, "{}", self.tokens)
         clean = target.examples(case, self.examples)
         with torch.no_grad():
-            plain = target.original.encode([case.sentence]).expand(len(clean))
+            plain = target.original.encode([case.prompt]).expand(len(clean))
         start = slots.sample(1)[0]
         embeddings = [table[start].clone().requires_grad_(True) for table in slots.tables]
         optimizer = AdamW(embeddings, lr=self.lr, weight_decay=self.weight_decay)
@@ -111,7 +111,7 @@ class P4D(ConceptAttack):
             embeddings: Trained rows of each text encoder, ``(k, E)``; projected to the nearest
                 words, with the gradient straight through.
             clean: Latents of the examples, ``(B, C, h, w)``.
-            plain: The original's conditioning of the plain sentence, ``(B, L, D)``.
+            plain: The original's conditioning of the plain prompt, ``(B, L, D)``.
         """
         choice = nearest_words(embeddings, slots.tables)
         times = target.edited.process.draw_times(len(clean)).to(clean.device)

@@ -1,4 +1,4 @@
-"""`PromptSlots`: a sentence with slots that attacks fill with words or embeddings."""
+"""`PromptSlots`: a prompt with slots that attacks fill with words or embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,15 +16,15 @@ from erasure_lightning.training.prompt_words import FILLER
 
 
 class PromptSlots:
-    """A sentence with token slots.
+    """A prompt with token slots.
 
     Only whole words fill them: spelled and tokenized again they are the same tokens, so that the
     result of an attack is a prompt. Where text encoders have different vocabularies, these are the
     words that are one token in each of them.
 
     Args:
-        backbone: The model that encodes the sentence.
-        template: The sentence, with ``{}`` for the slots.
+        backbone: The model that encodes the prompt.
+        template: The prompt, with ``{}`` for the slots.
         count: Number of slots ``k``, at least 1.
 
     Raises:

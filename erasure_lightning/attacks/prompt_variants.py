@@ -13,7 +13,7 @@ from erasure_lightning.concepts.concept import fill_template
 
 
 class PromptVariants(Probe):
-    """A probe by the plain sentence with other words in place of the concept's name.
+    """A probe by the plain prompt with other words in place of the concept's name.
 
     Success is the mean share of images over all prompts; the prompt that is reported, and whose
     image is in the grid, is that of the highest margin on the edited model, by an image of its own.

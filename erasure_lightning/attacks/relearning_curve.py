@@ -1,11 +1,11 @@
 """Relearning curve: the number of images of a concept that brings it back.
 
 Copies of the edited model are fine-tuned on 0, 1, 2, 4, ... images of the concept that the original
-generates, under the concept's own sentences, each for the same number of steps. Erased or Dormant
+generates, under the concept's own prompts, each for the same number of steps. Erased or Dormant
 (Liu and Zhang 2025, arXiv 2505.16174) calls it instance personalisation; the curve over the number
 of images is ours. Implemented from the paper's description.
 
-Success is the share of images of the concept's plain sentence, at noise unseen in training, that
+Success is the share of images of the concept's plain prompt, at noise unseen in training, that
 show it. It does not distinguish remembering from new learning, since any word can be taught. So
 the control ``new word`` is reported with it: the original model, trained on all of these images
 under a word without a meaning. Evidence of memory is what success has over it; on the emoji world
@@ -71,19 +71,19 @@ class RelearningCurve(FineTuningAttack, ConceptAttack):
         """Fine-tune a copy of the edited model on each number of examples; then the control."""
         most = self.examples[-1]
         name = case.concept.name
-        sentences = target.sentences(case)
-        templates = [sentences[int(torch.randint(len(sentences), ()))] for _ in range(most)]
+        every = target.templates(case)
+        templates = [every[int(torch.randint(len(every), ()))] for _ in range(most)]
         seed = int(torch.randint(2**31, ()))
         prompts = [fill_template(template, name) for template in templates]
         images = self.training_images(target, prompts, seed) if most else None
         curve: dict[float, Tensor] = {}
         for count in self.examples:
             model = self._fine_tuned(target.edited, images, prompts[:count], seed)
-            curve[count] = self.generate(target, case, model, case.sentence)
+            curve[count] = self.generate(target, case, model, case.prompt)
         control_prompts = [fill_template(template, RARE_WORD) for template in templates]
         control = self._fine_tuned(target.original, images, control_prompts, seed)
-        control_sentence = fill_template(case.template, RARE_WORD)
-        control_images = self.generate(target, case, control, control_sentence.text)
+        control_prompt = fill_template(case.template, RARE_WORD)
+        control_images = self.generate(target, case, control, control_prompt.text)
         return AttackResult(curve[most], curve=curve, controls={"new word": control_images})
 
     def _fine_tuned(

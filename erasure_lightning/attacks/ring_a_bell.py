@@ -1,7 +1,7 @@
 """Ring-A-Bell (Tsai et al. 2024, arXiv 2310.10012, ICLR): prompts by arithmetic of text states.
 
 Black box: the denoiser is never evaluated. The concept vector is the mean difference of ``N`` pairs
-of sentences with and without the concept. A search looks for words whose states are the prompt's
+of prompts with and without the concept. A search looks for words whose states are the prompt's
 plus ``eta`` times the vector:
 
     ``c = 1/N sum_i E(P_i with) - E(P_i without)``,   ``min_P* |E(P*) - (E(P) + eta c)|^2``
@@ -18,7 +18,7 @@ unless it was trained; tokens are judged as they are tokenized again from their 
 prompt is text, and states only up to the longest prompt's end, without padding that the denoiser
 masks (PixArt); the best prompt so far is never changed. Defaults are the official code's;
 ``configs/attacks/ring-a-bell.yaml`` has the emoji world's, whose search is short and succeeds for
-some sentences only.
+some prompts only.
 
 Cost: no evaluation of a denoiser, and at most ``2 population * generations`` encoded prompts.
 """
@@ -92,12 +92,12 @@ class RingABell(ConceptAttack):
 
     def goal(self, target: AttackTarget, case: AttackCase) -> Conditioning:
         """The states to reach: tokens ``(1, L, D)``, and the family's pooled vector, if any."""
-        sentences = target.sentences(case)
+        templates = target.templates(case)
         present, absent = (
-            target.original.encode([fill_template(sentence, words) for sentence in sentences])
+            target.original.encode([fill_template(template, words) for template in templates])
             for words in (case.concept.name, "")
         )
-        plain = target.original.encode([case.sentence])
+        plain = target.original.encode([case.prompt])
 
         def shifted(start: Tensor, present: Tensor, absent: Tensor) -> Tensor:
             return start + self.strength * (present - absent).mean(dim=0, keepdim=True)

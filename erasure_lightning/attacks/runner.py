@@ -62,7 +62,7 @@ class JudgedCase(NamedTuple):
     """The judged result of one attack on one concept.
 
     Args:
-        case: The concept, sentence and seeds.
+        case: The concept, prompt and seeds.
         prompt: The adversarial prompt, of attacks that search for words.
         tensors: The result's tensors, on the CPU.
         kinds: The images of each of `IMAGE_KINDS`.
@@ -124,9 +124,9 @@ def attack_concepts(
 
 
 def _judge(target: AttackTarget, case: AttackCase, result: AttackResult) -> JudgedCase:
-    original_prompt = target.original.encode([case.sentence])
+    original_prompt = target.original.encode([case.prompt])
     original = target.draw(original_prompt, case.seeds, model=target.original)
-    plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
+    plain = target.draw(target.edited.encode([case.prompt]), case.seeds)
     _require_finite(target, case, result, original, plain)
 
     def judged(images: Tensor) -> JudgedImages:
@@ -154,11 +154,11 @@ def _require_finite(
     target: AttackTarget, case: AttackCase, result: AttackResult, original: Tensor, plain: Tensor
 ) -> None:
     """Raise if an image holds NaN or infinity: a scorer would not see the concept in it."""
-    prompts = [case.sentence] * len(case.seeds)
+    prompts = [case.prompt] * len(case.seeds)
     require_finite_images(original, "original", target.original, prompts)
     require_finite_images(plain, "edited", target.edited, prompts)
     for images in (result.images, *result.curve.values(), *result.controls.values()):
-        prompts = [case.sentence] * len(images)
+        prompts = [case.prompt] * len(images)
         require_finite_images(images, "attacked", target.edited, prompts)
 
 
@@ -211,7 +211,7 @@ def _estimate(target: AttackTarget, judged: Sequence[tuple[AttackCase, JudgedIma
     mean = SeedMean(target.seeds)
     mean.update(torch.tensor([images.share for _, images in judged]), [c.seed for c, _ in judged])
     estimate: Estimate = mean.compute()
-    return estimate._replace(pictures=sum(images.number for _, images in judged))
+    return estimate._replace(images=sum(images.number for _, images in judged))
 
 
 def _curve(target: AttackTarget, judged: Sequence[JudgedCase]) -> list[CurvePoint] | None:
@@ -256,7 +256,7 @@ def attack_grid(outcome: Outcome, judged: Sequence[JudgedCase]) -> Image:
 
 def _grid_line(judged: JudgedCase) -> GridRow:
     case = judged.case
-    text = f"{case.sentence} (seed {case.seed})" if judged.prompt is None else judged.prompt
+    text = f"{case.prompt} (seed {case.seed})" if judged.prompt is None else judged.prompt
     return GridRow(case.concept.name, text, [each.first for each in _columns(judged).values()])
 
 

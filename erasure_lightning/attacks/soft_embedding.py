@@ -1,6 +1,6 @@
 """Soft embedding: the denoiser's conditioning itself is optimised, bypassing the text encoder.
 
-An attack on the denoiser alone: it starts from the plain sentence's token states and minimises
+An attack on the denoiser alone: it starts from the plain prompt's token states and minimises
 
     ``min_c  E_(x_0, t, n) |eps_theta(a_t x_0 + s_t n, t, c) - n|^2``
 
@@ -48,7 +48,7 @@ class SoftEmbedding(ConceptAttack):
 
     def find(self, target: AttackTarget, case: AttackCase) -> AttackResult:
         """Minimise the loss, and generate with the conditioning."""
-        plain = target.edited.encode([case.sentence])
+        plain = target.edited.encode([case.prompt])
         initial = {"tokens": plain.tokens}
         if plain.pooled is not None:
             initial["pooled"] = plain.pooled

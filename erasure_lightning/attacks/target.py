@@ -39,11 +39,11 @@ class AttackSettings:
 
     Args:
         seeds: Independent attacks on each concept, at least 2 so that there is an interval.
-        pictures: Images by which each attack is judged, at least 1; from noise unseen by it.
+        images: Images by which each attack is judged, at least 1; from noise unseen by it.
         steps: Sampling steps, at least 1; the world's by default, else 50.
         guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
-        size: Height and width in pixels, at least 1; the model's own by default.
-        draw_size: Images sampled in one batch, at least 1.
+        image_size: Height and width in pixels, at least 1; the model's own by default.
+        image_batch_size: Images sampled in one batch, at least 1.
         scorer: Folder or Hub id of a CLIP or SigLIP that classifies the images; the world's own by
             default.
 
@@ -52,17 +52,18 @@ class AttackSettings:
     """
 
     seeds: int = 3
-    pictures: int = 4
+    images: int = 4
     steps: int | None = None
     guidance: float | None = None
-    size: int | None = None
-    draw_size: int = 32
+    image_size: int | None = None
+    image_batch_size: int = 32
     scorer: str | None = None
 
     def __post_init__(self) -> None:
-        bounds = {"seeds": 2, "pictures": 1, "draw_size": 1, "steps": 1, "size": 1, "guidance": 0}
+        bounds = {"seeds": 2, "images": 1, "steps": 1, "guidance": 0}
+        bounds |= {"image_size": 1, "image_batch_size": 1}
         for name, bound in bounds.items():
-            require("An attack", at_least=bound, **{f"data.{name}": getattr(self, name)})
+            require("AttackSettings", at_least=bound, **{name: getattr(self, name)})
 
 
 def require_scorer(settings: AttackSettings, world: World | None, model: str) -> str | Path:
@@ -89,22 +90,22 @@ class AttackCase(NamedTuple):
 
     Args:
         concept: The erased concept.
-        sentence: The plain prompt for the concept.
-        thing: The thing in an erased style that the sentence names; empty for things.
+        prompt: The plain prompt for the concept.
+        thing: The thing in an erased style that the prompt names; empty for things.
         seed: Number of the independent attack.
         seeds: Seeds of the noise that its images start from.
     """
 
     concept: Concept
-    sentence: str
+    prompt: str
     thing: str
     seed: int
     seeds: list[int]
 
     @property
     def template(self) -> str:
-        """The sentence with ``{}`` for the name, whose letters other words before it may hold."""
-        before, _, after = self.sentence.rpartition(self.concept.name)
+        """The prompt with ``{}`` for the name, whose letters other words before it may hold."""
+        before, _, after = self.prompt.rpartition(self.concept.name)
         return f"{before}{{}}{after}"
 
 
@@ -153,19 +154,19 @@ class AttackTarget:
         return range(self.settings.seeds)
 
     def cases(self, seed: int) -> list[AttackCase]:
-        """The cases of one seed, one for each concept; its sentences alternate over seeds."""
-        count = self.settings.pictures
+        """The cases of one seed, one for each concept; its prompts alternate over seeds."""
+        count = self.settings.images
         image_seeds = [seed * count + i for i in range(count)]
         cases = []
         for concept in self.concepts:
             prompts = self._classifiers[concept.name].vocabulary.concept_prompts()
             # Seed 0 takes the second prompt, which has an article.
-            sentence, thing = prompts[(seed + 1) % len(prompts)]
-            cases.append(AttackCase(concept, sentence, thing, seed, list(image_seeds)))
+            prompt, thing = prompts[(seed + 1) % len(prompts)]
+            cases.append(AttackCase(concept, prompt, thing, seed, list(image_seeds)))
         return cases
 
-    def sentences(self, case: AttackCase) -> list[str]:
-        """Sentence templates of the case's concept, with ``{}`` for its words."""
+    def templates(self, case: AttackCase) -> list[str]:
+        """Templates of the case's concept, with ``{}`` for its words."""
         templates = self._classifiers[case.concept.name].vocabulary.templates(case.concept.kind)
         return [template.replace("{thing}", case.thing) for template in templates]
 
@@ -193,7 +194,7 @@ class AttackTarget:
 
     def batches(self, count: int) -> list[slice]:
         """Consecutive parts of ``count`` images, each sampled in one batch."""
-        size = self.settings.draw_size
+        size = self.settings.image_batch_size
         return [slice(i, i + size) for i in range(0, count, size)]
 
     def _sample(self, model: Backbone, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
@@ -204,7 +205,7 @@ class AttackTarget:
             seeds,
             steps=self.steps,
             guidance=self.guidance,
-            size=self.settings.size,
+            size=self.settings.image_size,
         )
         return final_latents(steps)
 
@@ -216,9 +217,9 @@ class AttackTarget:
         """
         generator = torch.Generator().manual_seed(derive_seed(case.seed, 9))
         seeds = torch.randint(2**20, 2**31, (count,), generator=generator).tolist()
-        plain = self.original.encode([case.sentence]).expand(count)
+        plain = self.original.encode([case.prompt]).expand(count)
         batches = [self._sample(self.original, plain[p], seeds[p]) for p in self.batches(count)]
-        prompts = [case.sentence] * count
+        prompts = [case.prompt] * count
         return require_finite_images(torch.cat(batches), "original", self.original, prompts)
 
     def denoising_loss(self, conditioning: Conditioning, clean: Tensor, t: Tensor) -> Tensor:
@@ -273,13 +274,13 @@ class AttackTarget:
         packages = ("erasure-lightning", "torch", "diffusers", "transformers")
         return Protocol(
             prompts={
-                c.name: sorted({case.sentence for case in cases if case.concept == c})
+                c.name: sorted({case.prompt for case in cases if case.concept == c})
                 for c in self.concepts
             },
             seeds=sorted({seed for case in cases for seed in case.seeds}),
             steps=self.steps,
             guidance=self.guidance,
-            size=image_size(self.original, self.settings.size)[1],
+            size=image_size(self.original, self.settings.image_size)[1],
             sampler=self.original.sampler_name,
             scorer_fingerprint=self.scorer.fingerprint(),
             backbone_fingerprint=self.original.fingerprint(),

@@ -63,7 +63,7 @@ class TrajectoryNoise(Probe):
 
     def prepare(self, target: AttackTarget, case: AttackCase) -> Attempts:
         """Sample with every pair; the baseline samples without a prompt."""
-        size = target.settings.size
+        size = target.settings.image_size
         noise = target.edited.noise(case.seeds, size)
         times = ddim_times(target.edited, target.steps, size)
         pairs = [(eta, scale) for eta in self.etas for scale in self.scales]
@@ -77,7 +77,7 @@ class TrajectoryNoise(Probe):
                 tries.append(model.decode(latents))
             return best_tries(target, case, tries)
 
-        return Attempts(partial(sample, case.sentence), {"no prompt": partial(sample, None)})
+        return Attempts(partial(sample, case.prompt), {"no prompt": partial(sample, None)})
 
 
 def renew_noise(

@@ -70,17 +70,17 @@ class UnlearnDiffAtk(ConceptAttack):
 
     def find(self, target: AttackTarget, case: AttackCase) -> AttackResult:
         """Search, and generate with the first successful prompt, or that of the highest margin."""
-        best = self._search_prompt(target, case) if self.times else case.sentence
+        best = self._search_prompt(target, case) if self.times else case.prompt
         return AttackResult(target.draw(target.edited.encode([best]), case.seeds), prompt=best)
 
     def _search_prompt(self, target: AttackTarget, case: AttackCase) -> str:
-        slots = PromptSlots(target.edited, f"{{}} {case.sentence}", self.tokens)
+        slots = PromptSlots(target.edited, f"{{}} {case.prompt}", self.tokens)
         clean = target.examples(case, 1)
         count = len(slots.words)
         weights = torch.full((self.tokens, count), 1 / count, device=clean.device)
         weights.requires_grad_(True)
         optimizer = Adam([weights], lr=self.lr, weight_decay=self.weight_decay)
-        evaluated = [(target.prompt_margin(case, case.sentence), case.sentence)]
+        evaluated = [(target.prompt_margin(case, case.prompt), case.prompt)]
         for t in target.edited.process.at(interval_midpoints(self.times)).to(clean.device):
             if evaluated[-1][0] > 0:
                 break

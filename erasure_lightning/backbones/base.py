@@ -132,7 +132,7 @@ class Backbone(FamilyInterface):
         if self._offloads_text and any(each.embeddings.requires_grad for each in prompts):
             raise ErasureError(
                 f"Gradients through the text encoders of {self.name} need them on {self.device};"
-                " found them offloaded. Leave --model.offload_text false."
+                " found them offloaded. Leave offload_text false."
             )
         with self._text_on_device(), self.computing():
             outputs = [tower.encode(e) for tower, e in zip(self.towers, prompts, strict=True)]
@@ -269,8 +269,8 @@ class Backbone(FamilyInterface):
 
     def computing(self) -> AbstractContextManager[object]:
         """Autocast to frozen weights in bfloat16 or float16; edited ones and inputs are float32."""
-        low = self.base in (torch.bfloat16, torch.float16)
-        return torch.autocast(self.device.type, self.base) if low else nullcontext()
+        low = self.base_dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, self.base_dtype) if low else nullcontext()
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank if the model is sharded, else this rank's flag.
@@ -288,11 +288,11 @@ class Backbone(FamilyInterface):
         return next(self.text_encoders.parameters()).device
 
     @property
-    def base(self) -> torch.dtype:
+    def base_dtype(self) -> torch.dtype:
         """Precision of the frozen weights, that of the token embeddings, which no method edits."""
         return self.word_tables()[0].dtype
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of latents, text states and predictions: `base`, at least float32."""
-        return torch.promote_types(self.base, torch.float32)
+        """Precision of latents, text states and predictions: `base_dtype`, at least float32."""
+        return torch.promote_types(self.base_dtype, torch.float32)

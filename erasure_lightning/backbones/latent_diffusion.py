@@ -140,7 +140,7 @@ class LatentDiffusion(Backbone):
 
         Stable Diffusion XL's autoencoder overflows in float16; its stock pipeline converts it too.
         """
-        if self.base is not torch.float16:
+        if self.base_dtype is not torch.float16:
             with self.computing():
                 yield
             return

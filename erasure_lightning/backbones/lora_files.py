@@ -32,7 +32,7 @@ def fuse_loras(backbone: Backbone, loras: Sequence[str]) -> None:
     pipeline = backbone.to_pipeline()
     if not hasattr(pipeline, "load_lora_weights"):
         raise ErasureError(
-            f"LoRAs (--model.loras) need a pipeline that takes them; found"
+            "loras needs a pipeline that takes LoRAs; found"
             f" {type(pipeline).__name__}, which has no load_lora_weights."
         )
     with quiet_libraries():

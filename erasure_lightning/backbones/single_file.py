@@ -71,7 +71,8 @@ def original_repository(file: Path) -> tuple[str, str]:
         raise ErasureError(
             f"The backbone {str(file)!r} needs a denoiser in its authors' layout"
             f" ({_DENOISER}..., joint_blocks..., double_blocks...); found {first}. A single"
-            " component belongs in a folder as diffusers writes it, a LoRA in --model.loras."
+            " component belongs in a folder as diffusers writes it, a LoRA in loras (command line:"
+            " --model.loras)."
         )
     kind = infer_diffusers_model_type(meta_tensors(shapes))
     if kind not in _KINDS:

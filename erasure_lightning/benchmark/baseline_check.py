@@ -72,7 +72,7 @@ class BaselineChecker:
         seeds: Images per prompt.
         steps: Sampling steps, at least 1; the world's by default.
         guidance: Scale of classifier-free guidance, at least 0; the world's by default.
-        size: Height and width in pixels, at least 1; the world's by default.
+        image_size: Height and width in pixels, at least 1; the world's by default.
 
     Raises:
         ErasureError: If the model belongs to no world, so that it has no scorer, or a number is
@@ -85,7 +85,7 @@ class BaselineChecker:
         seeds: int,
         steps: int | None = None,
         guidance: float | None = None,
-        size: int | None = None,
+        image_size: int | None = None,
     ) -> None:
         if backbone.world is None:
             raise ErasureError(
@@ -98,8 +98,8 @@ class BaselineChecker:
         self.seeds = seeds
         self.steps = self.world.steps if steps is None else steps
         self.guidance = self.world.guidance if guidance is None else guidance
-        self.size = size
-        require("--check", at_least=1, seeds=self.seeds, steps=self.steps, size=size)
+        self.image_size = image_size
+        require("--check", at_least=1, seeds=self.seeds, steps=self.steps, image_size=image_size)
         require("--check", at_least=0, guidance=self.guidance)
         self.scorer = Scorer.load(self.world.scorer).to(backbone.device)
 
@@ -122,7 +122,7 @@ class BaselineChecker:
                 [request.seed for request in batch],
                 steps=self.steps,
                 guidance=self.guidance,
-                size=self.size,
+                size=self.image_size,
             )
             metrics.update(batch, images, images)
         estimates = metrics.estimates()

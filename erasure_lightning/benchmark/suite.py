@@ -5,6 +5,7 @@ from typing import Any
 
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.files.differences import first_difference
+from erasure_lightning.files.earlier_names import renamed_suite
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Suite:
         )
 
     def _entries(self) -> dict[str, Any]:
-        content = self.content()
+        content = renamed_suite(self.content())
         entries = {key: content[key] for key in ("name", "backbone", "options")}
         for key, name in (("methods", "name"), ("concepts", "name"), ("attacks", "attack")):
             entries |= {f"{key}.{entry[name]}": entry for entry in content[key]}

@@ -30,7 +30,7 @@ class Dashboard(Callback):
         edit: Whether the edit is uploaded; that of a whole denoiser may be gigabytes.
     """
 
-    def __init__(self, edit: bool = True) -> None:
+    def __init__(self, *, edit: bool = True) -> None:
         self.edit = edit
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -97,22 +97,22 @@ def check_edit(module: ErasureModule, initial_adapters: dict[str, Tensor]) -> No
     if not changed:
         raise ErasureError(
             f"{type(module).__name__} changed none of its {len(editable)} parameters; no file was"
-            " written. Give it more steps (--trainer.max_steps) or a higher learning rate, or check"
-            " its concepts."
+            " written. Give it more steps (steps of erase, max_steps of a trainer) or a higher"
+            " learning rate, or check its concepts."
         )
 
 
 def _advice(module: LightningModule) -> str:
     """What to change first; float16 weights before the learning rate."""
     lr = getattr(module, "lr", None)
-    lower = f"a lower learning rate: --model.lr {lr / 10:g} in place of {lr:g}." if lr else ""
+    lower = f"a lower learning rate: lr {lr / 10:g} in place of {lr:g}." if lr else ""
     if isinstance(module, ErasureModule) and any(
         parameter.dtype == torch.float16 for parameter in module.trainable().values()
     ):
         precise = (
             "Its weights are trained in float16, in which gradients and an optimizer's steps become"
-            " 0 or infinite: leave --trainer.precision 16-true out, or give --model.base bfloat16"
-            " to save memory."
+            " 0 or infinite: leave precision 16-true out, or give base_dtype bfloat16 to save"
+            " memory."
         )
         return f"{precise} If that does not help, try {lower}" if lower else precise
     return f"Try {lower}" if lower else "Look at its settings."

@@ -30,9 +30,9 @@ from erasure_lightning.runs.folder import Run
 from erasure_lightning.training.base import ErasureModule
 
 _NO_SCORER = (
-    "Measure needs a scorer to recognise things; found none, so only pixels are compared. Give it"
-    " CLIP or SigLIP: --trainer.callbacks+=Measure --trainer.callbacks.scorer=FOLDER (or a Hub id:"
-    " openai/clip-vit-base-patch32)."
+    "Measure needs a scorer to recognise things; found none, so only pixels are compared. Give it a"
+    " CLIP or SigLIP: scorer=FOLDER, or a Hub id such as openai/clip-vit-base-patch32 (command"
+    " line: --trainer.callbacks+=Measure --trainer.callbacks.scorer=FOLDER)."
 )
 
 
@@ -48,7 +48,7 @@ class Measure(PairedImages):
         show: Whether the table is printed.
     """
 
-    def __init__(self, scorer: str | None = None, show: bool = True) -> None:
+    def __init__(self, scorer: str | None = None, *, show: bool = True) -> None:
         self.scorer = scorer
         self.show = show
         self.result: Result | None = None
@@ -178,7 +178,7 @@ class EditMetrics:
         estimates: dict[str, dict[str, dict[str, Estimate]]] = {}
         for (group, name, when), metric in self.metrics.items():
             estimate = metric.compute()
-            if estimate.pictures:
+            if estimate.images:
                 estimates.setdefault(group, {}).setdefault(name, {})[when] = estimate
         return estimates
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.earlier_names import renamed_option
 from erasure_lightning.files.words import did_you_mean
 
 #: Help of ``--backbone``, the place of the model that an edit was made on.
@@ -138,6 +139,6 @@ def suggestion(word: str, known: Iterable[str]) -> str:
         known: What could have been meant.
     """
     names = sorted(name for name in known if word.endswith("+") or not name.endswith("+"))
-    ours = _ELSEWHERE.get(word)
+    ours = _ELSEWHERE.get(word) or renamed_option(word)
     hint = f" Did you mean {ours!r}?" if ours in names else did_you_mean(word, names, count=2)
     return f".{hint}" if hint else ""

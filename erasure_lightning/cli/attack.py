@@ -19,6 +19,7 @@ from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.cli.warning_lines import format_warnings
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.earlier_names import renamed_config
 from erasure_lightning.registry import known_attacks
 from erasure_lightning.runs.folder import run_of
 from erasure_lightning.training.checkpoints import locate_checkpoint
@@ -157,13 +158,13 @@ def _config(path: Path) -> str:
     if "model" in content:
         # Not the seeds: those of a measurement are images of each prompt, these are searches.
         known = AttackSettings.__dataclass_fields__.keys() - {"seeds"}
-        data = content.get("data") or {}
+        data = renamed_config(content).get("data") or {}
         content = {"data": {name: value for name, value in data.items() if name in known}}
     return dump_yaml(content)
 
 
 def _table(outcome: Outcome) -> Table:
-    images = outcome.success["attacked"].pictures
+    images = outcome.success["attacked"].images
     title = f"{outcome.attack} on {outcome.method}, {images} images (95 % intervals over seeds)"
     table = Table("", "share that shows the concept", title=title)
     for whose in IMAGE_KINDS:

@@ -272,12 +272,12 @@ def _sampling_options(suite: Suite) -> dict[str, Any]:
         ErasureError: If one is no number.
     """
     options: dict[str, Any] = {"seeds": _SEEDS}
-    for name, kind in {"seeds": int, "steps": int, "size": int, "guidance": int | float}.items():
+    for name in ("seeds", "steps", "image_size", "guidance"):
         value = suite.options.get(f"data.{name}")
         if value is None:
             continue
-        if not isinstance(value, kind):
-            needed = "a whole number" if kind is int else "a number"
+        if not isinstance(value, int | float if name == "guidance" else int):
+            needed = "a number" if name == "guidance" else "a whole number"
             raise ErasureError(
                 f"{suite.name}: options.data.{name} needs {needed}; found {value!r}."
             )

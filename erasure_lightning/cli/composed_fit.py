@@ -20,6 +20,7 @@ from erasure_lightning.cli.rank import launched_ranks
 from erasure_lightning.cli.run import run
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.differences import first_difference
+from erasure_lightning.files.earlier_names import renamed_config
 from erasure_lightning.files.writing import write_json
 from erasure_lightning.runs.folder import Run, default_run
 from erasure_lightning.training.adapter_methods import AdapterEdit, PartErasure
@@ -190,7 +191,7 @@ def _fit_part(part: _Part, folder: Run) -> None:
     finished = folder.edit.exists()
     words = [*part.words, "--run_dir", str(folder.root), "--measure", "false"]
     if finished or folder.last.exists():
-        before = load_yaml(folder.config.read_text(encoding="utf-8"))
+        before = renamed_config(load_yaml(folder.config.read_text(encoding="utf-8")))
         if difference := first_difference(_compared(before), _compared(part.config)):
             raise ErasureError(
                 f"{folder.root} holds a fit of another config. They differ in {difference} (there"

@@ -20,8 +20,8 @@ _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 #: What to do where model and batch need more memory than there is.
 _MEMORY = (
-    "Lower --data.batch_size, --data.draw_size or the size of images, or set --model.checkpointing"
-    " true; `erasure plan` forecasts the peak of a fit."
+    "Lower --data.batch_size, --data.image_batch_size or the size of images, or set"
+    " --model.checkpointing true; `erasure plan` forecasts the peak of a fit."
 )
 
 #: Options whose value is a path.

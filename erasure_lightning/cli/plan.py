@@ -101,7 +101,7 @@ class Planner(CommandLine):
         if str(trainer.precision) not in ("None", "32", "32-true", "bf16-mixed"):
             raise ErasureError(
                 "erasure plan knows the precisions 32-true and bf16-mixed; found"
-                f" {trainer.precision}. For weights in bfloat16 give --model.base bfloat16."
+                f" {trainer.precision}. For weights in bfloat16 give --model.base_dtype bfloat16."
             )
         strategy = "fsdp2" if trainer.strategy == "fsdp2" else "ddp"
         self.strategy = strategy if self.devices > 1 else "one device"
@@ -235,13 +235,13 @@ def _work(forecast: FitForecast, devices: int) -> list[str]:
     whole = forecast.steps * sum(steps) // len(steps)
     whole += forecast.sampled + forecast.monitored + forecast.prepared
     drawn = (
-        f" The measurement draws 2 x {forecast.pictures} images in {forecast.measured}"
+        f" The measurement draws 2 x {forecast.images} images in {forecast.measured}"
         f" evaluations{together}."
     )
     return [
         f"Parameters: {parts}.",
         *(_training(forecast) if held.trained else ["Trained: nothing; the edit is solved for."]),
-        f"In all about {whole} evaluations{each}.{drawn if forecast.pictures else ''}",
+        f"In all about {whole} evaluations{each}.{drawn if forecast.images else ''}",
     ]
 
 

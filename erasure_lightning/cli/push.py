@@ -38,7 +38,7 @@ def run_push(argv: list[str]) -> None:
             " Leave them out, or delete the folder."
         )
     if options.upload:
-        print(f"Uploaded: {upload_hub_folder(folder, options.repository, options.private)}")
+        print(f"Uploaded: {upload_hub_folder(folder, options.repository, private=options.private)}")
     else:
         print(
             "Nothing was uploaded. The card names no licence: add one to README.md that the base"
@@ -50,8 +50,9 @@ def _write(options: Namespace, folder: Path) -> None:
     from erasure_lightning.report.hub_folder import write_hub_folder
 
     exports = _exports(options, folder) if options.to else {}
+    with_gallery = not options.no_gallery
     notes = write_hub_folder(
-        options.run, folder, options.repository, exports, not options.no_gallery
+        options.run, folder, options.repository, exports, with_gallery=with_gallery
     )
     for note in notes:
         print(note)

@@ -14,7 +14,7 @@ def run_report(argv: list[str]) -> None:
     options = _parser().parse(argv)
     from erasure_lightning.report.report_files import write_report
 
-    files = write_report(options.runs, options.run_dir, options.card)
+    files = write_report(options.runs, options.run_dir, with_card=options.card)
     for note in files.notes:
         print(note)
     for path in files.paths:

@@ -7,8 +7,10 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.callbacks import Timer
 
+from erasure_lightning.cli.configs import dump_yaml, load_yaml, read_config
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.earlier_names import renamed_config
 from erasure_lightning.files.words import shell_word
 from erasure_lightning.runs.folder import Run, run_of, unused_folder
 from erasure_lightning.training.base import ErasureModule
@@ -32,10 +34,12 @@ def own_config(options: Options, command: str) -> list[str]:
     if not checkpoint or options.names() & {*CONFIG_OPTIONS, "--model", "--model.class_path"}:
         return []
     file = locate_checkpoint(checkpoint, command)
-    if (config := run_of(Path(checkpoint)).config).is_file():
-        return ["--config", str(config)]
+    if (path := run_of(Path(checkpoint)).config).is_file():
+        config = load_yaml(read_config(path))
+        is_current = renamed_config(config) == config
+        return ["--config", str(path) if is_current else dump_yaml(renamed_config(config))]
     text = read_checkpoint(file)["erasure"].get("config")
-    return ["--config", text] if text else []
+    return ["--config", dump_yaml(renamed_config(load_yaml(text)))] if text else []
 
 
 def check_same(model: dict[str, Any], checkpoint: dict[str, Any]) -> None:

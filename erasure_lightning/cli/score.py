@@ -28,7 +28,7 @@ def run_score(argv: list[str]) -> None:
     score = score_images(folder, metrics, ScoreSettings(**options), run_dir)
     Console().print(score_table({"": score}))
     print(
-        f"Scored {score.protocol['drawn']['pictures']} images; the figures and their protocol are"
+        f"Scored {score.protocol['drawn']['images']} images; the figures and their protocol are"
         f" in {(run_dir or folder) / SCORE_FILE}."
     )
 

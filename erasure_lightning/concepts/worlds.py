@@ -114,9 +114,9 @@ class World:
         """A folder of this world by its path below ``root``; it may be another world's."""
         return self.parts.get(path, self.root / path)
 
-    def same(self, a: str, b: str) -> bool:
+    def same(self, label: str, other: str) -> bool:
         """Whether two labels count as one, as ``"dog"`` and ``"dog face"`` do."""
-        return folded(a).removesuffix(" face") == folded(b).removesuffix(" face")
+        return folded(label).removesuffix(" face") == folded(other).removesuffix(" face")
 
     def labels_of(self, word: str) -> tuple[str, ...]:
         """Labels of that name (`same`), else all labels with that tag."""

@@ -73,8 +73,8 @@ class PromptData(LightningDataModule):
         neighbours: Names of things similar to the concept, which are measured too.
         steps: Sampling steps, at least 1; the world's by default, else 50.
         guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
-        size: Height and width in pixels; the model's own by default.
-        draw_size: Images drawn in a batch.
+        image_size: Height and width in pixels, at least 1; the model's own by default.
+        image_batch_size: Images drawn in a batch, at least 1.
         originals: Cache folder of the original model's images, for runs with the same protocol.
         prompts: A CSV for ``predict`` with the columns ``prompt`` and ``seed``, and optionally
             ``guidance``, ``steps``, ``height`` and ``width``, which have precedence; or in the
@@ -95,8 +95,8 @@ class PromptData(LightningDataModule):
         neighbours: list[str] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
-        size: int | None = None,
-        draw_size: int = 32,
+        image_size: int | None = None,
+        image_batch_size: int = 32,
         originals: str | None = None,
         prompts: str | None = None,
     ) -> None:
@@ -109,15 +109,16 @@ class PromptData(LightningDataModule):
         self.neighbours = neighbours or []
         self.steps = steps
         self.guidance = guidance
-        self.size = size
-        self.draw_size = draw_size
+        self.image_size = image_size
+        self.image_batch_size = image_batch_size
         self.originals = originals
         self.prompts = prompts
         self._check()
 
     def _check(self) -> None:
-        names = ("batch_size", "steps_per_concept", "others", "steps", "size", "draw_size")
+        names = "batch_size", "steps_per_concept", "others", "steps", "image_size"
         require("PromptData", at_least=1, **{name: getattr(self, name) for name in names})
+        require("PromptData", at_least=1, image_batch_size=self.image_batch_size)
         require("PromptData", at_least=2, seeds=self.seeds)
         require("PromptData", at_least=0, guidance=self.guidance)
         require_templates("PromptData", self.templates or ())
@@ -154,8 +155,7 @@ class PromptData(LightningDataModule):
 
     def train_dataloader(self) -> Draws[PromptBatch]:
         """Concept prompts, a function of seed, rank and step."""
-        trainer = self.trainer
-        assert trainer is not None  # Lightning attaches it before any hook
+        trainer = cast(Any, self.trainer)
         module = self._module
         self._check_sampling()
         warn_of_cut(module.backbone, module.prompts.every(), "sentences to train on")
@@ -192,14 +192,14 @@ class PromptData(LightningDataModule):
         steps: int = math.ceil(batches / trainer.accumulate_grad_batches)
         if epochs < 0 and most < 0:
             raise ErasureError(
-                "A run needs an end; found max_epochs -1 and max_steps -1, which set none. Give "
-                "--trainer.max_steps N, or --trainer.max_epochs N with --data.steps_per_concept N."
+                "A run needs an end; found max_epochs -1 and max_steps -1, which set none. Give the"
+                " trainer max_steps, or max_epochs with steps_per_concept of the data."
             )
         if epochs > 1 and 0 <= most <= steps:
             raise ErasureError(
                 f"{epochs} epochs need more than the {most} steps of max_steps, which an epoch"
-                " takes alone. Give --trainer.max_steps -1 with --data.steps_per_concept N, or a"
-                " larger --trainer.max_steps without max_epochs."
+                " takes alone. Give the trainer max_steps -1 with steps_per_concept of the data, or"
+                " a larger max_steps without max_epochs."
             )
         if epochs < 0:
             return most
@@ -218,7 +218,7 @@ class PromptData(LightningDataModule):
         trainer = cast(Any, self.trainer)
         warn_of_cut(self._module.backbone, (each.prompt for each in requests), "prompts to draw")
         ranks = trainer.global_rank, trainer.world_size
-        return ImageLoader(requests, self.draw_size, self.size, *ranks)
+        return ImageLoader(requests, self.image_batch_size, self.image_size, *ranks)
 
     def _sampling(self) -> tuple[int, float]:
         """Steps and guidance."""
@@ -227,8 +227,8 @@ class PromptData(LightningDataModule):
     def _check_sampling(self) -> None:
         """Raise before training if the model cannot draw the images by which it is measured."""
         self.vocabulary.require_labels(self.neighbours)
-        self._module.backbone.latent_shape(self.size)
-        self._module.backbone.sampler(self._sampling()[0], self.size)
+        self._module.backbone.latent_shape(self.image_size)
+        self._module.backbone.sampler(self._sampling()[0], self.image_size)
 
     def _plan(self, seeds: int) -> list[ImageRequest]:
         module = self._module
@@ -245,8 +245,8 @@ class PromptData(LightningDataModule):
         """The CSV's rows, with defaults of a row's settings."""
         if self.prompts is None:
             raise ErasureError(
-                "predict needs a CSV with the columns prompt and seed; found none. Pass"
-                " --data.prompts FILE."
+                "predict needs a CSV with the columns prompt and seed; found none. Pass it as"
+                " prompts (command line: --data.prompts FILE)."
             )
         return read_prompts(Path(self.prompts), steps, guidance)
 

@@ -40,12 +40,13 @@ def cached_images(
     if not any_rank(cached is None):
         return cast(Tensor, cached)
     images = draw()
-    write_atomically(path, save({"pictures": images.detach().cpu().contiguous()}))
+    write_atomically(path, save({"images": images.detach().cpu().contiguous()}))
     return images
 
 
 def _read(path: Path) -> Tensor | None:
     try:
-        return load_file(path)["pictures"]
+        (images,) = load_file(path).values()
+        return images
     except (FileNotFoundError, SafetensorError):  # not generated yet, or damaged
         return None

@@ -8,12 +8,7 @@ from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import adapters_of
 from erasure_lightning.checks import require
-from erasure_lightning.edits.base_edits import (
-    find_base_edits,
-    locate_edit,
-    missing_base_edits,
-    titles,
-)
+from erasure_lightning.edits import base_edits, stack
 from erasure_lightning.edits.changes import Change, components_of
 from erasure_lightning.edits.components import EditedComponent
 from erasure_lightning.edits.description import describe_edit
@@ -22,14 +17,6 @@ from erasure_lightning.edits.export import Export, HeldEdit, write_export
 from erasure_lightning.edits.export_request import ExportRequest
 from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.installation import holds_edit, install_edit
-from erasure_lightning.edits.stack import (
-    AppliedEdit,
-    applied_edits,
-    changes_by,
-    remove_edit,
-    require_changeable,
-    set_strength,
-)
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.arguments import constructing
 
@@ -59,6 +46,16 @@ class Edit:
         return f"Edit({edit_title(self.metadata)}, {len(self.tensors)} tensors)"
 
     @property
+    def method(self) -> str:
+        """Class name of the method that made it, such as ``UCE``."""
+        return str(self.metadata.get("method", "")).rpartition(".")[2]
+
+    @property
+    def concepts(self) -> list[str]:
+        """Names of the erased concepts; ``metadata["concepts"]`` has anchors and domains too."""
+        return [concept["name"] for concept in self.metadata.get("concepts", [])]
+
+    @property
     def fingerprint(self) -> str:
         """A short hash of its tensors and rules, by which edits that are based on it name it."""
         return edit_fingerprint(self.tensors, self.metadata)
@@ -79,7 +76,7 @@ class Edit:
         write_edit(path, self.tensors, self.metadata)
         return path
 
-    def apply(self, pipeline: Any, transfer: bool = False) -> Self:
+    def apply(self, pipeline: Any, *, transfer: bool = False) -> Self:
         """Write the edit into a pipeline; one that holds it, at any strength, is left as it is.
 
         An edit that was trained on a model with other edits needs these: they are applied first
@@ -122,19 +119,21 @@ class Edit:
         """
         if not self.metadata.get("base_edits") or holds_edit(self.tensors, self.metadata, pipeline):
             return []
-        missing = missing_base_edits(self.metadata, pipeline)
+        missing = base_edits.missing_base_edits(self.metadata, pipeline)
         strengths = {entry["fingerprint"]: entry["strength"] for entry in missing}
         applied: list[Edit] = []
         try:
-            for file in find_base_edits({**self.metadata, "base_edits": missing}, self.path):
+            lacking = {**self.metadata, "base_edits": missing}
+            for file in base_edits.find_base_edits(lacking, self.path):
                 edit = load_edit(file).apply(pipeline)
                 edit.strength = strengths[edit.fingerprint]
                 applied.append(edit)
-            if missing_base_edits(self.metadata, pipeline):
+            if base_edits.missing_base_edits(self.metadata, pipeline):
+                beneath = base_edits.titles(self.metadata["base_edits"])
                 raise ErasureError(
-                    f"{edit_title(self.metadata)} needs the model it was made on, with"
-                    f" {titles(self.metadata['base_edits'])} and no other edit; found another model"
-                    " beneath, or further edits. Apply it to the model it was made on."
+                    f"{edit_title(self.metadata)} needs the model it was made on, with {beneath}"
+                    " and no other edit; found another model beneath, or further edits. Apply it to"
+                    " the model it was made on."
                 )
         except ErasureError:
             _remove(applied)
@@ -152,9 +151,9 @@ class Edit:
         require("An edit", at_least=0, at_most=1000, strength=value)
         places = [place for place in self._places() if place[1]["strength"] != value]
         for place in places:
-            require_changeable(*place)
+            stack.require_changeable(*place)
         for component, record in places:
-            set_strength(component, record, float(value))
+            stack.set_strength(component, record, float(value))
 
     def remove(self) -> None:
         """Undo the edit, and those beneath it that were applied with it.
@@ -168,10 +167,10 @@ class Edit:
         """
         places = self._places()
         for place in places:
-            require_changeable(*place)
+            stack.require_changeable(*place)
         for component, record in places:
             self._strength = record["strength"]
-            remove_edit(component, record)
+            stack.remove_edit(component, record)
         pipeline, self.pipeline = self.pipeline, None
         beneath, self._beneath = self._beneath, []
         modules = [value for value in vars(pipeline).values() if isinstance(value, nn.Module)]
@@ -181,9 +180,8 @@ class Edit:
 
     def is_last(self) -> bool:
         """Whether no other edit was applied on top of it."""
-        return all(
-            applied_edits(component.module)[-1] is record for component, record in self._places()
-        )
+        places = self._places()
+        return all(stack.applied_edits(part.module)[-1] is record for part, record in places)
 
     def report(self) -> str:
         """Text with method, concepts, base, and the change of each component."""
@@ -214,10 +212,10 @@ class Edit:
         return {
             f"{component.name}.{name}": change
             for component, record in self._places()
-            for name, change in changes_by(component.module, record).items()
+            for name, change in stack.changes_by(component.module, record).items()
         }
 
-    def _records(self) -> dict[str, AppliedEdit]:
+    def _records(self) -> dict[str, stack.AppliedEdit]:
         """What was recorded of the edit in its pipeline, by component."""
         if self.pipeline is None:
             return {}
@@ -226,11 +224,11 @@ class Edit:
             name: record
             for name in components_of(self.tensors)
             if isinstance(getattr(self.pipeline, name, None), nn.Module)
-            for record in applied_edits(EditedComponent(self.pipeline, name).module)
+            for record in stack.applied_edits(EditedComponent(self.pipeline, name).module)
             if record["fingerprint"] == fingerprint
         }
 
-    def _places(self) -> list[tuple[EditedComponent, AppliedEdit]]:
+    def _places(self) -> list[tuple[EditedComponent, stack.AppliedEdit]]:
         """The components that hold the edit, each with its record.
 
         Raises:
@@ -271,11 +269,11 @@ def load_edit(path: str | Path) -> Edit:
     Raises:
         ErasureError: If the file is missing, is cut short, or is no edit.
     """
-    file = locate_edit(path)
+    file = base_edits.locate_edit(path)
     return Edit(*read_edit(file), file)
 
 
-def apply_edit(edit: Edit | str | Path, pipeline: Any, transfer: bool = False) -> Edit:
+def apply_edit(edit: Edit | str | Path, pipeline: Any, *, transfer: bool = False) -> Edit:
     """Apply an edit to a pipeline: the one it was made on, or another with the same component.
 
     An edit of a text encoder fits every pipeline with the same text encoder; it erases where the
@@ -297,4 +295,4 @@ def apply_edit(edit: Edit | str | Path, pipeline: Any, transfer: bool = False) -
         ErasureError: If the file cannot be read, or the pipeline lacks a component, has another
             one, holds another edit in it, or stores its weights where an edit would have no effect.
     """
-    return (edit if isinstance(edit, Edit) else load_edit(edit)).apply(pipeline, transfer)
+    return (edit if isinstance(edit, Edit) else load_edit(edit)).apply(pipeline, transfer=transfer)

@@ -125,6 +125,6 @@ def _find(entry: Mapping[str, Any], metadata: Mapping[str, Any], path: Path | No
     method = str(metadata.get("method", "")).rpartition(".")[2]
     raise ErasureError(
         f"This edit by {method} is based on {entry['edit']} ({entry['fingerprint']}), which must be"
-        f" applied first; {where}. Call apply_edit with that edit's run first, or name it with"
-        " --model.base_edit RUN."
+        f" applied first; {where}. Call apply_edit with that edit's run first, or give the run as"
+        " base_edit (command line: --model.base_edit RUN)."
     )

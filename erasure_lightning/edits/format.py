@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.earlier_names import renamed_metadata
 
 #: Version of the layout. 2: tensors and adapters go by the pipeline's components (``unet``), each
 #: with fingerprints. 1: they go by the parts of a Stable Diffusion 1.x or 2.x backbone.
@@ -67,7 +68,7 @@ def read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
         metadata["adapters"] = {
             _PARTS.get(part, part): plan for part, plan in metadata["adapters"].items()
         }
-    return metadata | {"format": EDIT_FORMAT}
+    return renamed_metadata(metadata) | {"format": EDIT_FORMAT}
 
 
 def plain_values(value: Any) -> Any:

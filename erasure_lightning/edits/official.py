@@ -119,15 +119,15 @@ def require_set(
     if not sets:
         raise ErasureError(
             f"{file} needs a model with the layers that {layout.code} edits; found one without."
-            " Name the model it was made on with --backbone."
+            " Give the model it was made on as backbone."
         )
     option = min(sets, key=lambda key: len(sets[key] ^ actual))
     kinds = {"missing": sets[option] - actual, "unknown": actual - sets[option]}
     differences = "; ".join(f"{len(v)} {kind} ({min(v)}, ...)" for kind, v in kinds.items() if v)
     raise ErasureError(
         f"{file} needs the {len(sets[option])} tensors that {layout.code} writes ({option});"
-        f" found {differences}. Name the model it was made on with --backbone, and its code"
-        " with --as."
+        f" found {differences}. Give the model it was made on as backbone, and its code as"
+        " layout (command line: --as)."
     )
 
 
@@ -141,7 +141,7 @@ def require_shapes_of(file: Path, values: Mapping[str, Tensor], own: Mapping[str
         if value.shape != own[name].shape:
             raise ErasureError(
                 f"{file} needs {name} of shape {list(own[name].shape)}; found {list(value.shape)}."
-                " It was made on another model: name that one with --backbone."
+                " It was made on another model: give that one as backbone."
             )
         if not value.isfinite().all():
             raise ErasureError(f"{file} needs finite values; found NaN or infinity in {name}.")
@@ -181,7 +181,7 @@ def factor_changes(
         if down.shape[1:] != weight.shape[1:] or up.flatten(1).shape != product:
             raise ErasureError(
                 f"{file} needs factors of {name}, {list(weight.shape)}; found {list(up.shape)} and"
-                f" {list(down.shape)}. It was made on another model: name that one with --backbone."
+                f" {list(down.shape)}. It was made on another model: give that one as backbone."
             )
         changes[name] = LayerFactors(down, up).product() * (alpha / len(down))
     return changes

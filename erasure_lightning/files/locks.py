@@ -97,7 +97,7 @@ def _warn_of_no_locks(folder: Path) -> None:
 def _unwritable(folder: Path, error: OSError) -> ErasureError:
     return ErasureError(
         f"A run needs a folder that it can write into; found {folder} ({error.strerror}). Choose"
-        " another --run_dir."
+        " another folder."
     )
 
 

@@ -12,16 +12,16 @@ over all pixels, steps and images, with mean ``m`` and covariance ``C`` for the 
 ``V`` and ``V_a`` are the leading eigenvectors of ``C`` and ``C_a``: what varies in the concept is
 removed, what varies in the anchor remains, around the anchor's mean. ``V_g`` is leading in
 ``C + (m - m_a)(m - m_a)^T``, which tells the concept's outputs from the anchor's mean. The gate
-opens above ``c = mean + thresh * std`` of the largest score in an image, over steps and images of
-the concept's nearest neighbours, with ``k = logit(0.99) / (0.001 thresh)``: a pixel that shows the
-concept is replaced whatever the prompt, one that shows a neighbour is not. Statistics are those of
-the prediction with the prompt, at four scales (outputs, and means of 2, 4 and 8 pixels a side);
-scores are of outputs alone.
+opens above ``c = mean + threshold * std`` of the largest score in an image, over steps and images
+of the concept's nearest neighbours, with ``k = logit(0.99) / (0.001 threshold)``: a pixel that
+shows the concept is replaced whatever the prompt, one that shows a neighbour is not. Statistics are
+those of the prediction with the prompt, at four scales (outputs, and means of 2, 4 and 8 pixels a
+side); scores are of outputs alone.
 
 Its numbers for artists on SD 1.4 are the defaults: ranks 1, 3 neighbours by the cosine of their
-first 8 tokens' states, 3 images of 50 steps at guidance 7.5, thresh 2.5. For celebrities the ranks
-are 16 of ``V`` and 2 of ``V_a``, with statistics of steps 11 to 20 and gates that are closed before
-them (left out); for explicit content too, with thresh 1.5 and 8 images.
+first 8 tokens' states, 3 images of 50 steps at guidance 7.5, threshold 2.5. For celebrities the
+ranks are 16 of ``V`` and 2 of ``V_a``, with statistics of steps 11 to 20 and gates that are closed
+before them (left out); for explicit content too, with threshold 1.5 and 8 images.
 
 Where ours differs: the gate's reference ``m_a`` is always the anchor's. In the official code it is
 for artists and explicit content ("real photograph"), while celebrities are mapped to the three
@@ -73,7 +73,7 @@ _SCALES = 4
 #: Tokens after the start whose states decide which words are near.
 _TOKENS = 8
 
-#: Openness of a gate at the width of its slope, a thousandth of ``thresh`` above its centre.
+#: Openness of a gate at the width of its slope, a thousandth of ``threshold`` above its centre.
 _OPEN = 0.99
 
 #: Prompts encoded at once.
@@ -133,7 +133,7 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         images: Number of images of each prompt, at least 1.
         rollout_steps: Sampling steps of each, at least 1.
         guidance: Scale of classifier-free guidance of the rollouts.
-        thresh: Standard deviations from the mean score of the neighbours to the gate's centre,
+        threshold: Standard deviations from the mean score of the neighbours to the gate's centre,
             above 0.
         kwargs: Arguments of every method.
 
@@ -155,7 +155,7 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         images: int = 3,
         rollout_steps: int = 50,
         guidance: float = 7.5,
-        thresh: float = 2.5,
+        threshold: float = 2.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -163,7 +163,7 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         counts = {"neighbours": neighbours, "images": images, "rollout_steps": rollout_steps}
         require("GLoCE", at_least=1, **ranks, **counts)
         require("GLoCE", at_least=0, guidance=guidance)
-        require("GLoCE", above=0, thresh=thresh)
+        require("GLoCE", above=0, threshold=threshold)
         if template is not None and "{}" not in template:
             raise ErasureError(
                 f"GLoCE needs {{}} in its template for the concept's words; found {template!r}."
@@ -177,7 +177,7 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         self.images = images
         self.rollout_steps = rollout_steps
         self.guidance = guidance
-        self.thresh = thresh
+        self.threshold = threshold
 
     def plan(self) -> AdapterPlan:
         """One adapter for each cross-attention.
@@ -219,11 +219,11 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         solved: dict[str, Tensor] = {}
         for name, values in maps.items():
             stacked = torch.stack(scores[name])
-            values["centre"] = stacked.mean() + self.thresh * stacked.std(
+            values["centre"] = stacked.mean() + self.threshold * stacked.std(
                 correction=int(len(stacked) > 1)
             )
             values["slope"] = torch.full_like(
-                values["centre"], log(_OPEN / (1 - _OPEN)) / (0.001 * self.thresh)
+                values["centre"], log(_OPEN / (1 - _OPEN)) / (0.001 * self.threshold)
             )
             solved |= {f"{name}.{ADAPTER_CHILD}.{key}": value for key, value in values.items()}
         return solved

@@ -79,7 +79,7 @@ class SAGE(GradientErasure):
     """Semantic-augment erasing: searches for prompts that still evoke a concept, and unlearns them.
 
     Args:
-        edit: What is trained: the ``text_encoder``, of every tower what the denoiser reads; or a
+        train: What is trained: the ``text_encoder``, of every tower what the denoiser reads; or a
             part of the denoiser (needs ``erase_space`` noise): ``cross_attention``, keys and values
             of the text, ``text_entry``, what reads the prompt alone, or ``joint_attention``, all of
             the attention in which pixels meet text, with the entry; or both, for attacks that
@@ -121,7 +121,7 @@ class SAGE(GradientErasure):
     def __init__(
         self,
         *,
-        edit: EditedPart = "text_encoder",
+        train: EditedPart = "text_encoder",
         blocks: int | None = None,
         check_steps: int = 30,
         check_size: float = 0.07,
@@ -143,7 +143,7 @@ class SAGE(GradientErasure):
         require("SAGE", above=0, check_size=check_size)
         require("SAGE", above=0, at_most=1, domain_similarity=domain_similarity)
         require("SAGE", at_least=1, domain_candidates=domain_candidates)
-        self.edit = edit
+        self.trained_part: EditedPart = train
         self.blocks = blocks
         self.check_steps = check_steps
         self.check_size = check_size
@@ -164,23 +164,23 @@ class SAGE(GradientErasure):
         """Raise where the erasure loss does not reach what is trained, or an adversary no loss."""
         if self.erase_space == "noise":
             return
-        if self.adversary is not None and self.edit == "text_encoder":
+        if self.adversary is not None and self.trained_part == "text_encoder":
             raise ErasureError(
                 "SAGE with an adversary needs erase_space 'noise' or an edit of the denoiser too:"
                 " its loss of text states is on no prediction."
             )
-        if not self.edit.startswith("text_encoder"):
+        if not self.trained_part.startswith("text_encoder"):
             raise ErasureError(
-                f"SAGE with edit {self.edit!r} needs erase_space 'noise'; it does not change text"
-                " states."
+                f"SAGE with train {self.trained_part!r} needs erase_space 'noise'; it changes no"
+                " text states."
             )
 
     def editable(self) -> dict[str, nn.Parameter]:
         """The text encoder's last blocks and final norm, or parts of the denoiser, or both."""
         named: dict[str, nn.Parameter] = {}
-        if self.edit.startswith("text_encoder"):
+        if self.trained_part.startswith("text_encoder"):
             named |= self.backbone.text_parameters(self.blocks)
-        for part in _PARTS[self.edit]:
+        for part in _PARTS[self.trained_part]:
             named |= self.backbone.denoiser_parameters(part)
         return named
 
@@ -206,7 +206,11 @@ class SAGE(GradientErasure):
             target = self.original.encode(batch.anchor_prompts)
             losses = [self.text_erasure(prompts, anchor, target) for prompts in variants]
             erasure = torch.stack(losses).mean()
-            return erasure + self.denoiser_erasure(concept, batch) if _PARTS[self.edit] else erasure
+            return (
+                erasure + self.denoiser_erasure(concept, batch)
+                if _PARTS[self.trained_part]
+                else erasure
+            )
         noise_target = self._noise_target(concept, batch)
         losses = [self._noise_erasure(prompts, batch, noise_target) for prompts in variants]
         if self.adversary is not None:

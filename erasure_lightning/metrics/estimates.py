@@ -11,14 +11,14 @@ class Estimate(NamedTuple):
         low: Lower end of the interval.
         high: Upper end.
         seeds: Number of measured seeds.
-        pictures: Number of measured images.
+        images: Number of measured images.
     """
 
     mean: float
     low: float
     high: float
     seeds: int
-    pictures: int
+    images: int
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"

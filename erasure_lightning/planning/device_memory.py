@@ -108,8 +108,8 @@ def _activation_options(
     return [
         (
             memory.when == "measuring",
-            f"Measuring needs most: --data.draw_size {max(data.draw_size // 4, 1)} (now"
-            f" {data.draw_size}).",
+            "Measuring needs most: --data.image_batch_size"
+            f" {max(data.image_batch_size // 4, 1)} (now {data.image_batch_size}).",
         ),
         (
             memory.when == "monitoring",
@@ -124,8 +124,8 @@ def _activation_options(
             "--model.checkpointing true keeps fewer activations, and takes about a third longer.",
         ),
         (
-            module.base == "float32",
-            "--model.base bfloat16 halves the frozen weights and most activations.",
+            module.base_dtype == "float32",
+            "--model.base_dtype bfloat16 halves the frozen weights and most activations.",
         ),
         (
             in_step and data.batch_size > 1,

@@ -33,7 +33,7 @@ def make_fake(module: ErasureModule, memory: MemoryTracker) -> Backbone:
         with mode:
             source = load_backbone(source, weights="none")
     backbone = cast(Any, source)
-    dtype = torch.bfloat16 if module.base == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if module.base_dtype == "bfloat16" else torch.float32
     without_values(backbone, dtype, mode)
     backbone.rounded_fingerprints = lambda dtypes: ["" for _ in dtypes]
     backbone.fingerprints = lambda names: {}

@@ -54,7 +54,7 @@ class FitForecast:
         monitored: Latents evaluated by `RetentionMonitor`, before and between steps.
         prepared: Latents evaluated before the first step for saliency maps or textual inversion.
         search: Forwards and backwards of a search that runs between steps, for each word.
-        pictures: Images that the measurement generates, of each model.
+        images: Images that the measurement generates, of each model.
         measured: Latents that the measurement evaluates.
     """
 
@@ -66,7 +66,7 @@ class FitForecast:
     monitored: int
     prepared: int
     search: int
-    pictures: int
+    images: int
     measured: int
 
     def plain(self) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def forecast_fit(
         monitored=sum(monitor.evaluations(steps) for monitor in recorder.monitors),
         prepared=recorder.prepared,
         search=recorder.search.evaluations if recorder.search else 0,
-        pictures=images,
+        images=images,
         measured=measured,
     )
 

@@ -50,6 +50,7 @@ def write_hub_folder(
     folder: Path,
     repository: str,
     exports: Mapping[str, Callable[[Path], object]] | None = None,
+    *,
     with_gallery: bool = True,
 ) -> list[str]:
     """Write the files of a repository on the Hub; needs no account and no network.
@@ -97,7 +98,7 @@ def write_hub_folder(
     return list(record.notes)
 
 
-def upload_hub_folder(folder: Path, repository: str, private: bool = False) -> str:
+def upload_hub_folder(folder: Path, repository: str, *, private: bool = False) -> str:
     """Create a repository on the Hub and upload a folder of `write_hub_folder` to it.
 
     Args:

@@ -126,7 +126,7 @@ def question_figures(
             mean = f"{estimate.mean:.3f}"
             ends = f"[{estimate.low:.3f},{NO_BREAK_SPACE}{estimate.high:.3f}]"
         rows.append(FigureRow(label, whisker(estimate, axis), mean, ends, label == ORIGINAL))
-    counts = [estimate.pictures for estimate in measured.values()]
+    counts = [estimate.images for estimate in measured.values()]
     fewer = "" if min(counts) == max(counts) else f"{min(counts):,} to "
     seeds = next(iter(measured.values())).seeds
     hint = f"{fewer}{pluralized(max(counts), 'image')}, {pluralized(seeds, 'seed')}"

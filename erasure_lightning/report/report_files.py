@@ -29,7 +29,7 @@ class ReportFiles(NamedTuple):
 
 
 def write_report(
-    runs: Sequence[Path], run_dir: Path | None = None, with_card: bool = False
+    runs: Sequence[Path], run_dir: Path | None = None, *, with_card: bool = False
 ) -> ReportFiles:
     """Write the page about one run or several side by side, and a model card.
 

@@ -50,10 +50,10 @@ def attack_command(outcome: Outcome, run: str) -> str:
     seeds = outcome.success["attacked"].seeds or 1
     sampling = {
         "seeds": seeds,
-        "pictures": len(protocol.seeds) // seeds,
+        "images": len(protocol.seeds) // seeds,
         "steps": protocol.steps,
         "guidance": protocol.guidance,
-        "size": protocol.size,
+        "image_size": protocol.size,
         "scorer": _chosen_scorer(protocol),
     }
     options = {f"attack.{name}": value for name, value in sorted(outcome.arguments.items())}

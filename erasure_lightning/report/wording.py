@@ -256,9 +256,9 @@ def _missed_images(efficacy: Estimate | None) -> str:
     """Share that a test without any image of the concept may miss; empty for other results."""
     if not efficacy or efficacy.mean > 0:
         return ""
-    share = percent(undetected_share(efficacy.pictures))
+    share = percent(undetected_share(efficacy.images))
     return (
-        f"None of {pluralized(efficacy.pictures, 'image')} showed the concept. A model that draws"
+        f"None of {pluralized(efficacy.images, 'image')} showed the concept. A model that draws"
         f" it in up to {share} of images would still pass such a test one time in twenty (images"
         " taken as independent)."
     )

@@ -46,7 +46,7 @@ RETENTION_CALLBACKS = {
     ),
     "RetentionMonitor": BuiltIn(
         "erasure_lightning.retention.monitor:RetentionMonitor",
-        "Measures erasure and retention while training, and stops on a budget",
+        "Measures erasure and retention while training, and stops at limits",
         "",
     ),
 }

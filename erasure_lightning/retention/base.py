@@ -28,6 +28,9 @@ from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.input_grams import mean_input_gram
 from erasure_lightning.training.prompt_states import cosine_matrix
 
+#: Arguments under the names that they have in the keys of checkpoints.
+_IN_KEYS = {"retained_share": "nearness"}
+
 #: Types of arguments that are part of a key as they are.
 _PLAIN = (int, float, str)
 
@@ -46,9 +49,9 @@ class RetentionCallback(Callback, ABC):
             or its domain are left out. By default the world's labels (everyday objects without a
             world) in its captions, with the anchors and related concepts (other styles, other
             people), without the concepts, their domains and the nearest labels.
-        nearness: Share of the labels that is retained, above 0 and at most 1: the others, nearest
-            to a concept in the original's end-of-text states, count as its domain. Ranks mean the
-            same in every encoder; cosines do not.
+        retained_share: Share of the labels that is retained, above 0 and at most 1: the others,
+            nearest to a concept in the original's end-of-text states, count as its domain. Ranks
+            mean the same in every encoder; cosines do not.
         ramp: Steps over which the weight rises from 0, at least 0.
 
     Raises:
@@ -65,14 +68,14 @@ class RetentionCallback(Callback, ABC):
         self,
         weight: float = 1.0,
         prompts: list[str] | str | None = None,
-        nearness: float = 0.98,
+        retained_share: float = 0.98,
         ramp: int = 0,
     ) -> None:
         require(type(self).__name__, at_least=0, weight=weight, ramp=ramp)
-        require(type(self).__name__, above=0, at_most=1, nearness=nearness)
+        require(type(self).__name__, above=0, at_most=1, retained_share=retained_share)
         self.weight = weight
         self.ramp = ramp
-        self.nearness = nearness
+        self.retained_share = retained_share
         self.retain(prompts)
         self.retained: list[str] = []
         self._label = ""
@@ -98,7 +101,8 @@ class RetentionCallback(Callback, ABC):
         key: dict[str, Any] = {}
         for name, value in vars(self).items():
             if not name.startswith("_") and name != "retained":
-                key[name] = value if isinstance(value, _PLAIN) else _named_with_arguments(value)
+                is_plain = isinstance(value, _PLAIN)
+                key[_IN_KEYS.get(name, name)] = value if is_plain else _named_with_arguments(value)
         if self.prompts is not None:
             key["prompts"] = sha256("\n".join(self.prompts).encode()).hexdigest()[:16]
         return self._generate_state_key(**key)
@@ -154,7 +158,7 @@ class RetentionCallback(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect the retained prompts, and prepare the term."""
         module = cast(ErasureModule, pl_module)
-        prompts = self.prompts or retained_prompts(module, self.nearness)
+        prompts = self.prompts or retained_prompts(module, self.retained_share)
         self.retained = (
             without_concepts(prompts, module.concepts) if self._is_shipped else [*prompts]
         )
@@ -202,18 +206,18 @@ def require_prompts(owner: str, prompts: Collection[Any] | None) -> None:
 
 
 @torch.no_grad()
-def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
+def retained_prompts(module: ErasureModule, retained_share: float) -> list[str]:
     """Captions of what an edit must retain: anchors, related concepts and other labels.
 
     Args:
         module: The method, with its original.
-        nearness: Share of the labels that is retained.
+        retained_share: Share of the labels that is retained.
 
     Raises:
         ErasureError: If there are none.
     """
     vocabulary = Vocabulary(module.backbone.world, module.concepts)
-    labels = far_from(module, vocabulary.others, nearness)
+    labels = far_from(module, vocabulary.others, retained_share)
     captions = [caption for label in labels for caption in vocabulary.retained_captions(label)]
     captions += vocabulary.related_captions()
     if not captions:
@@ -225,16 +229,16 @@ def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
 
 
 @torch.no_grad()
-def far_from(module: ErasureModule, labels: Sequence[str], nearness: float) -> list[str]:
+def far_from(module: ErasureModule, labels: Sequence[str], retained_share: float) -> list[str]:
     """Labels without those whose end-of-text states are nearest to a concept's.
 
     Args:
         module: The method, with its original.
         labels: Any number; anchors among them are always returned.
-        nearness: Share of the labels that is returned, rounded up.
+        retained_share: Share of the labels that is returned, rounded up.
     """
     names = [c.name for c in module.concepts if c.kind != "style"]
-    count = int((1 - nearness) * len(labels) + 1e-9)
+    count = int((1 - retained_share) * len(labels) + 1e-9)
     if not names or not count:
         return list(labels)
     original = module.original

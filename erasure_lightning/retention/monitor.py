@@ -24,16 +24,16 @@ from erasure_lightning.training.base import ErasureModule
 
 
 class RetentionMonitor(Callback):
-    """Scores images of fixed prompts every few steps; stops on a budget, restores the best edit.
+    """Scores images of fixed prompts every few steps; stops at limits, restores the best edit.
 
     Logs, each in 0..1:
 
-    * ``monitor/forgotten``: share of the concept prompts whose images are no longer recognised as
+    * ``monitor/erased``: share of the concept prompts whose images are no longer recognised as
       the concept (without a scorer: ``1 - cos`` of their images with the original's).
-    * ``monitor/kept``: cosine of the retained prompts' images with the original's.
+    * ``monitor/retained``: cosine of the retained prompts' images with the original's.
     * ``monitor/tradeoff``: harmonic mean of both.
-    * ``monitor/kept/GROUP``: ``monitor/kept`` of each group of retained prompts, where there are
-      groups.
+    * ``monitor/retained/GROUP``: ``monitor/retained`` of each group of retained prompts, where
+      there are groups.
 
     Of methods that finalise their edit when training ends (MACE fuses adapters, SDD takes an
     average) it measures the model that is trained, and restores no earlier edit.
@@ -45,8 +45,8 @@ class RetentionMonitor(Callback):
         count: Number of concept prompts, and of labels of the vocabulary, at least 1.
         steps: Sampling steps, at least 1; few suffice.
         guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
-        budget: Stop once ``monitor/kept`` falls below it, 0..1.
-        goal: Stop once ``monitor/forgotten`` reaches it, 0..1.
+        min_retained: Stop once ``monitor/retained`` falls below it, 0..1.
+        goal: Stop once ``monitor/erased`` reaches it, 0..1.
         keep_best: Restore the edit with the best trade-off at the end.
         scorer: Folder or Hub id of the scorer; the world's by default, bare pixels where there is
             none.
@@ -62,7 +62,7 @@ class RetentionMonitor(Callback):
         count: int = 6,
         steps: int = 10,
         guidance: float | None = None,
-        budget: float | None = None,
+        min_retained: float | None = None,
         goal: float | None = None,
         keep_best: bool = True,
         scorer: str | None = None,
@@ -79,7 +79,7 @@ class RetentionMonitor(Callback):
         self.count = count
         self.steps = steps
         self.guidance = guidance
-        self.budget = budget
+        self.min_retained = min_retained
         self.goal = goal
         self.keep_best = keep_best
         self.scorer = scorer
@@ -96,7 +96,7 @@ class RetentionMonitor(Callback):
         owner = type(self).__name__
         require(owner, at_least=1, every=self.every, count=self.count, steps=self.steps)
         require(owner, at_least=0, guidance=self.guidance)
-        require(owner, at_least=0, at_most=1, budget=self.budget, goal=self.goal)
+        require(owner, at_least=0, at_most=1, min_retained=self.min_retained, goal=self.goal)
         if empty := [name for name, group in self.groups.items() if not group]:
             raise ErasureError(
                 "RetentionMonitor needs a prompt at least in each group; found none in"
@@ -169,7 +169,7 @@ class RetentionMonitor(Callback):
         return features
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Measures, logs, stores the best edit, and stops the run at its budget or goal."""
+        """Measures, logs, stores the best edit, and stops the run at its limit or goal."""
         module = cast(ErasureModule, pl_module)
         step = trainer.global_step  # the same after each batch of an accumulated gradient
         if step % self.every or step == self._measured:
@@ -178,21 +178,21 @@ class RetentionMonitor(Callback):
             return
         self._measured = step
         features = self._features("edited", module.backbone)
-        forgotten, retained = self._score(features)
-        total = forgotten + retained
-        tradeoff = 2 * forgotten * retained / total if total > 0 else 0.0
+        erased, retained = self._score(features)
+        total = erased + retained
+        tradeoff = 2 * erased * retained / total if total > 0 else 0.0
         self._logged = {
-            "monitor/forgotten": forgotten,
-            "monitor/kept": retained,
+            "monitor/erased": erased,
+            "monitor/retained": retained,
             "monitor/tradeoff": tradeoff,
         }
         self._logged |= self._by_group(features)
         module.log_dict(self._logged)
-        within_budget = self.budget is None or retained >= self.budget
-        if within_budget and tradeoff > self.best["tradeoff"]:
+        retains_enough = self.min_retained is None or retained >= self.min_retained
+        if retains_enough and tradeoff > self.best["tradeoff"]:
             edit = {name: value.clone() for name, value in module.edit_values().items()}
             self.best = {"tradeoff": tradeoff, "step": step, "edit": edit}
-        if not within_budget or (self.goal is not None and forgotten >= self.goal):
+        if not retains_enough or (self.goal is not None and erased >= self.goal):
             trainer.should_stop = True
 
     def _similarity(self, features: Tensor) -> Tensor:
@@ -200,15 +200,15 @@ class RetentionMonitor(Callback):
         return cosine_similarity(features, self._original_features).clamp(0, 1)
 
     def _by_group(self, features: Tensor) -> dict[str, float]:
-        """``monitor/kept`` of each group, by its name in the log."""
+        """``monitor/retained`` of each group, by its name in the log."""
         similarities = iter(self._similarity(features)[len(self._concept_prompts) :].tolist())
         return {
-            f"monitor/kept/{name}": sum(next(similarities) for _ in group) / len(group)
+            f"monitor/retained/{name}": sum(next(similarities) for _ in group) / len(group)
             for name, group in self.groups.items()
         }
 
     def _score(self, features: Tensor) -> tuple[float, float]:
-        """``monitor/forgotten`` and ``monitor/kept``, each 0..1."""
+        """``monitor/erased`` and ``monitor/retained``, each 0..1."""
         similarity = self._similarity(features)
         count = len(self._concept_prompts)
         retained = similarity[count:].mean().item()
@@ -226,11 +226,11 @@ class RetentionMonitor(Callback):
         module = cast(ErasureModule, pl_module)
         if not self.keep_best or module.finalizes_edit:
             return
-        if self.budget is not None and self._measured and not self.best["edit"]:
+        if self.min_retained is not None and self._measured and not self.best["edit"]:
             rank_zero_warn(
-                f"RetentionMonitor measured no edit within the budget of {self.budget:g}, and"
-                " restores none: the last one stays. Measure more often (every), or lower the"
-                " budget."
+                f"RetentionMonitor measured no edit that retains {self.min_retained:g} or more, and"
+                " restores none: the last one stays. Measure more often (every), or lower"
+                " min_retained."
             )
         module.write(self.best["edit"])
 

@@ -37,14 +37,14 @@ def show_figures(writer: DashboardWriter, result: Result) -> None:
     writer.log_config({"protocol": result.protocol.identity})
     writer.log_summary(headline_figures(result))
     intervals = [f"{when} {end}" for when in ("before", "after") for end in INTERVAL_COLUMNS]
-    columns = ["group", "metric", *intervals, "pictures"]
+    columns = ["group", "metric", *intervals, "images"]
     rows = [
         [
             group,
             metric,
             *interval_cells(whens.get("before")),
             *interval_cells(whens["after"]),
-            whens["after"].pictures,
+            whens["after"].images,
         ]
         for group, metrics in result.estimates.items()
         for metric, whens in metrics.items()
@@ -100,7 +100,7 @@ def show_samples(writer: DashboardWriter, run: Run) -> None:
             + [_image(run.samples / row[when]) for when in ("before", "after")]
             for row in rows
         ]
-        writer.log_table("pictures", SAMPLES_COLUMNS, cells)
+        writer.log_table("samples", SAMPLES_COLUMNS, cells)
 
 
 def _image(path: Path) -> Image.Image:

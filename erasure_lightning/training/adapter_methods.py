@@ -90,8 +90,8 @@ class PartErasure(AdapterErasure):
             require(type(self).__name__, at_least=1, rank=rank)
         elif lora_layers is not None:
             raise ErasureError(
-                f"{type(self).__name__} with lora_layers needs a rank; found none. Set --model.rank"
-                " 4, or leave lora_layers out."
+                f"{type(self).__name__} with lora_layers needs a rank; found none. Set rank 4,"
+                " say, or leave lora_layers out."
             )
         try:
             re.compile(lora_layers or "")

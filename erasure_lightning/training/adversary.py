@@ -207,7 +207,7 @@ class Adversary(ABC):
         target = batch.teacher.concept
         gradients = torch.autograd.grad(models.error(prediction, target, batch.t), point)
         with torch.no_grad():
-            epsilon = torch.finfo(models.student.base).eps
+            epsilon = torch.finfo(models.student.base_dtype).eps
             rounding = _ROUNDING * epsilon * _mean_square(target)
             excess = (_mean_square(prediction - target) - rounding).clamp(min=0)
             moves = self.by_row(excess, batch.sentences) > 0

@@ -61,7 +61,7 @@ class ErasureModule(PairedSampling, ABC):
         backbone: A name or place of a model (`load_backbone`), or a `Backbone`.
         loras: LoRA files that are fused into a loaded model first (`fuse_loras`).
         seed: Seed of every random draw of the run.
-        base: Precision of the frozen weights and of the arithmetic; the edit stays float32.
+        base_dtype: Precision of frozen weights and of the arithmetic; the edit stays float32.
         checkpointing: Whether blocks are computed again in the backward pass, which saves memory.
         image_size: Side of all images in pixels; the model's own by default.
         base_edit: Runs or files of edits that the model has before training, the lowest first.
@@ -87,7 +87,7 @@ class ErasureModule(PairedSampling, ABC):
         backbone: str | Backbone,
         loras: list[str] | None = None,
         seed: int = 0,
-        base: Literal["float32", "bfloat16"] = "float32",
+        base_dtype: Literal["float32", "bfloat16"] = "float32",
         checkpointing: bool = False,
         image_size: int | None = None,
         base_edit: str | list[str] | None = None,
@@ -106,7 +106,7 @@ class ErasureModule(PairedSampling, ABC):
         self.hparams["concepts"] = [asdict(concept) for concept in concepts]
         self.concepts = concepts
         self.seed = seed
-        self.base = base
+        self.base_dtype = base_dtype
         self.checkpointing = checkpointing
         self.image_size = image_size
         self.base_edit_files = base_edit_files(base_edit)
@@ -136,7 +136,7 @@ class ErasureModule(PairedSampling, ABC):
         return self.editable()
 
     def in_float32(self) -> dict[str, nn.Parameter]:
-        """Parameters that are float32 whatever `base` is; by default all that is edited."""
+        """Parameters that are float32 whatever `base_dtype` is; by default all that is edited."""
         return self.editable() | self.trainable()
 
     def adapt(self) -> None:
@@ -178,7 +178,7 @@ class ErasureModule(PairedSampling, ABC):
     def _load(self, weights: WeightsToRead) -> None:
         """Load the backbone, copy its original, and take fingerprints of what was read."""
         (source,) = self._source
-        dtype = torch.bfloat16 if self.base == "bfloat16" else torch.float32
+        dtype = torch.bfloat16 if self.base_dtype == "bfloat16" else torch.float32
         if isinstance(source, str):
             self.backbone = load_backbone(source, dtype, weights)
             fuse_loras(self.backbone, self.hparams["loras"] or ())

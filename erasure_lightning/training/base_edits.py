@@ -57,7 +57,7 @@ def install_base_edits(backbone: Backbone, files: Sequence[Path], is_sharded: bo
         if is_sharded:
             raise ErasureError(
                 "base_edit needs a model that is whole on each device; found a sharding strategy."
-                " Use --trainer.strategy ddp, or one device."
+                " Use the strategy ddp, or one device."
             )
         pipeline = backbone.to_pipeline()
         for file in files:
@@ -143,7 +143,7 @@ def check_base_edits(metadata: dict[str, Any], base_edits: Sequence[dict[str, An
         there, here = (_listed(entries) for entries in (required, base_edits))
         raise ErasureError(
             f"The checkpoint is based on {there}; the model has {here}. Give the runs of the former"
-            " as --model.base_edit, lowest first."
+            " as base_edit, lowest first."
         )
 
 

@@ -12,6 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.earlier_names import renamed_metadata
 from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import Run
@@ -91,6 +92,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ErasureError(
             f"{path} is no checkpoint of an erasure: it does not say what it was made from."
         )
+    checkpoint["erasure"] = renamed_metadata(checkpoint["erasure"])
     return checkpoint
 
 

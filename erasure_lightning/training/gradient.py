@@ -159,7 +159,7 @@ class GradientErasure(ErasureModule):
             if self.backbone.edits_text(self.trainable()):
                 raise ErasureError(
                     f"{type(self).__name__} trains the text encoders, which therefore stay on the"
-                    " device: leave --model.offload_text false."
+                    " device: leave offload_text false."
                 )
             self.original.offload_text()
             self.backbone.offload_text()
@@ -284,13 +284,13 @@ class GradientErasure(ErasureModule):
         """The optimizer, and the schedule of its learning rate over the run's steps.
 
         Raises:
-            ErasureError: If the trainer's precision rounds an edit that ``base`` leaves in float32.
+            ErasureError: If the trainer's precision rounds an edit that is to be float32.
         """
         trained = list(self.trainable().values())
-        if self.base == "bfloat16" and any(p.dtype != torch.float32 for p in trained):
+        if self.base_dtype == "bfloat16" and any(p.dtype != torch.float32 for p in trained):
             raise ErasureError(
-                f"{type(self).__name__} with base bfloat16 needs its edit in float32; found"
-                f" {trained[0].dtype}. Leave --trainer.precision at 32-true."
+                f"{type(self).__name__} with base_dtype bfloat16 needs its edit in float32; found"
+                f" {trained[0].dtype}. Leave the trainer's precision at 32-true."
             )
         groups = groups_by_rate(self.trainable(), self.learning_rates())
         optimizer = make_optimizer(self.optimizer, groups, self.weight_decay)

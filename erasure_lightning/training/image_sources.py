@@ -61,7 +61,7 @@ class GeneratedImages(LatentSource):
 
     def prepare(self, models: SourceModels) -> None:
         """Generates the images, a function of seed and rank: a resumed run generates the same."""
-        self.sentences = models.sentences(self.images * models.concepts, 0)
+        self.sentences = models.sentences(self.images * models.concept_count, 0)
         prompts = (
             self.sentences.prompts
             if self.of == "concept"
@@ -105,7 +105,7 @@ class ImageFolder(LatentSource):
         Raises:
             ErasureError: If a folder is missing, has no images, or one cannot be read.
         """
-        sentences = models.sentences(models.concepts, 0)
+        sentences = models.sentences(models.concept_count, 0)
         names = dict(zip(sentences.indices, sentences.concepts, strict=True))
         self._latents = {}
         for index, name in names.items():

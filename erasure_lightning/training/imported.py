@@ -53,7 +53,7 @@ class Imported(ErasureModule):
         """
         raise ErasureError(
             "An imported edit is measured, attacked, applied and exported; it cannot be trained"
-            " further. Fit a method, on --model.base_edit if it is to follow this edit."
+            " further. Fit a method, with base_edit if it is to follow this edit."
         )
 
     def training_step(self, *_: Any) -> Tensor:

@@ -152,14 +152,14 @@ class SourceModels:
         original: The frozen model.
         student: The model that is trained, or its average.
         sentences: Returns ``count`` sentences for a ``number``, which tells one set from the next.
-        concepts: Number of concepts; sentences cycle through them.
+        concept_count: Number of concepts; sentences cycle through them.
         seed: Seed of everything that is generated once; differs from rank to rank.
     """
 
     original: Backbone
     student: Backbone
     sentences: Callable[[int, int], PromptBatch]
-    concepts: int
+    concept_count: int
     seed: int
 
 

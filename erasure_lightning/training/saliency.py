@@ -79,8 +79,7 @@ class SalientErasure(GradientErasure):
         if decay and share < 1:
             raise ErasureError(
                 f"{type(self).__name__} needs a weight_decay of 0, for decay moves what the masks"
-                f" hold; found {decay}. Set --model.weight_decay 0, or --model.share 1 for no"
-                " masks."
+                f" hold; found {decay}. Set weight_decay 0, or share 1 for no masks."
             )
         self.share = share
         self.masks: ParameterMasks = {}

@@ -60,6 +60,7 @@ class TrajectoryBank(LatentSource):
         trajectories: int = 32,
         steps: int = 50,
         guidance: float = 3.0,
+        *,
         student: bool = False,
         refresh: int = 0,
         half: bool = False,
@@ -112,12 +113,14 @@ class TrajectoryBank(LatentSource):
         Where ranks share weights, all of them roll out once any is due.
         """
         backbone = models.student if self.student else models.original
-        due = self.rollouts(self._draws + 1, models.concepts) > self._rollouts
+        due = self.rollouts(self._draws + 1, models.concept_count) > self._rollouts
         if not backbone.any_rank(due):
             for key, value in self._held.items():
                 self._held[key] = value.to(_device(key, backbone))
             return
-        self.sentences = models.sentences(max(self.trajectories, models.concepts), self._rollouts)
+        self.sentences = models.sentences(
+            max(self.trajectories, models.concept_count), self._rollouts
+        )
         count = len(self.sentences.concepts)
         generator = torch.Generator().manual_seed(models.seed + self._rollouts)
         seeds = torch.randint(2**31, (count,), generator=generator).tolist()

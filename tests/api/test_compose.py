@@ -67,7 +67,7 @@ def test_a_composition_is_the_sum_of_differences(family):
     assert overlap["sizes"][0] > 0
     assert f"cosine of {cosine:.3f}" in both.report()
     both.apply(pipeline)
-    assert [c["name"] for c in both.metadata["concepts"]] == ["cat", "star"]
+    assert both.concepts == ["cat", "star"]
     both.remove()
 
 

@@ -90,7 +90,7 @@ def test_leco(tmp_path):
     assert arguments["concepts"] == [{"name": "van gogh"}]
     # target = n - g (p - n) = c - (1 + g)(c - n) for target c = p and empty n
     assert (arguments["eta"], arguments["erase_from"]) == (1.5, "concept")
-    assert (arguments["rank"], arguments["lr"], arguments["base"]) == (8, 2e-4, "bfloat16")
+    assert (arguments["rank"], arguments["lr"], arguments["base_dtype"]) == (8, 2e-4, "bfloat16")
     assert arguments["schedule"] == "cosine"
     assert arguments["latents"]["init_args"]["steps"] == 40
     assert config["data"]["batch_size"] == 2

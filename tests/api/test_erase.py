@@ -54,7 +54,7 @@ def small(name):
     """Arguments by which a method is quick on a tiny model, and moves."""
     cls = load_method(find_method(name))
     if not issubclass(cls, GradientErasure):
-        return {"images": 2, "rollout_steps": 2, "thresh": 0.1} if name == "GLoCE" else {}
+        return {"images": 2, "rollout_steps": 2, "threshold": 0.1} if name == "GLoCE" else {}
     images = GeneratedImages(images=2, steps=2)
     bank = TrajectoryBank(trajectories=2, steps=3)
     source = images if name in ("CA", "SalUn", "MACE", "FMN") else bank
@@ -342,6 +342,8 @@ def test_mistakes_of_measuring_attacking_and_fitting_are_named(tmp_path):
         evaluate(edit, pipeline, sedds=2)
     with pytest.raises(ErasureError, match="found prompts. Draw .* `erasure predict"):
         evaluate(edit, pipeline, prompts="prompts.csv")
+    with pytest.raises(ErasureError, match="found batch_size, which is of training.*image_batch_s"):
+        evaluate(edit, pipeline, batch_size=8)
     with pytest.raises(ErasureError, match="invalid accelerator name: .*'gpuu'"):
         evaluate(edit, pipeline, accelerator="gpuu", progress_bar=False)
     with pytest.raises(
@@ -372,7 +374,7 @@ def test_a_file_of_concepts_is_named_by_a_path_or_as_text(tmp_path):
     file.write_text("[{name: cat, anchor: dog}]")
     for name in (file, str(file)):
         edit = erase(pipeline_of(), name, "UCE", progress_bar=False)
-        assert [concept["name"] for concept in edit.metadata["concepts"]] == ["cat"]
+        assert (edit.method, edit.concepts) == ("UCE", ["cat"])
 
 
 def test_a_pipeline_of_another_class_is_edited_by_one_that_shares_its_components():
@@ -455,7 +457,7 @@ def test_evaluate_and_attack_on_the_emoji_world():
     before, after = own["before"].mean, own["after"].mean
     assert repr(result).startswith(f"Result(UCE of guitar: efficacy {before:.3f} -> {after:.3f}, ")
     assert repr(result).endswith(f", overall {result.overall('after'):.3f})")
-    settings = AttackSettings(seeds=2, pictures=1, steps=5)
+    settings = AttackSettings(seeds=2, images=1, steps=5)
     with torch.inference_mode():  # of the caller; the attack needs gradients
         outcome = attack(
             edit, pipeline, "SoftEmbedding", settings=settings, steps=1, progress_bar=False

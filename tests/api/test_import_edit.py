@@ -87,7 +87,7 @@ def test_every_train_method_of_esd(base, tmp_path):
         edit = import_edit(file, "esd", base, tmp_path / f"{number}.safetensors")
         assert {n.removeprefix("unet."): v for n, v in edit.tensors.items()}.keys() == values.keys()
         assert all(torch.equal(edit.tensors[f"unet.{n}"], v.float()) for n, v in values.items())
-        assert [concept["name"] for concept in edit.metadata["concepts"]] == ["van gogh"]
+        assert edit.concepts == ["van gogh"]
 
 
 def test_the_edit_acts_in_a_pipeline_and_as_a_module(base, tmp_path):
@@ -286,9 +286,9 @@ def test_other_mistakes(base, tmp_path):
         r"found .pt. Pickles can run code .*save_file\(torch.load": (
             *(pickle, "speed", base, "out", ["cat"]),
         ),
-        "give them with --concepts": (file, "uce", base, "out"),
+        "give them as concepts": (file, "uce", base, "out"),
         "x.safetensors exists already, and is not": (file, "uce", base, file, ["cat"]),
-        "--as needs one of esd, uce": (file, "sage", base, "out", ["cat"]),
+        "needs one of esd, uce, .* as layout .*--as": (file, "sage", base, "out", ["cat"]),
         "needs to be the folder of a pipeline": (file, "mace", base, "out", ["cat"]),
     }.items():
         with pytest.raises(ErasureError, match=message):
@@ -309,5 +309,5 @@ def test_commands_take_it(base, tmp_path, capsys):
     card = (run / "model_card.md").read_text()
     assert "Imported" in card
     assert main(["import", str(file), *words]) == 2
-    assert "another folder with --out" in capsys.readouterr().err
+    assert "another folder with out (command line: --out)" in capsys.readouterr().err
     assert load_file(run / "edit.safetensors").keys() == {f"unet.{name}" for name in kv()}

@@ -20,7 +20,7 @@ class Guess(ConceptAttack):
         self.scale = scale
 
     def find(self, target, case):
-        states = self.scale * torch.randn_like(target.edited.encode([case.sentence]).tokens)
+        states = self.scale * torch.randn_like(target.edited.encode([case.prompt]).tokens)
         return AttackResult(torch.zeros(2, 3, 16, 16), tensors={"states": states})
 
 

@@ -99,7 +99,7 @@ def test_numbers_out_of_range(arguments, words):
 @pytest.mark.slow
 def test_it_brings_a_cigarette_back_without_words_and_from_a_shuffled_denoiser_it_does_not():
     pytest.importorskip("erasure_lightning_emoji_world")
-    target = cigarette(erased=False, pictures=2)
+    target = cigarette(erased=False, images=2)
     (case,) = target.cases(0)
     few = {"scales": [10, 20], "examples": 12, "others": 24, "epochs": 40}
     (result,) = ClassifierGuidance(**few).run(target, 0)

@@ -17,7 +17,7 @@ def test_the_original_begins_and_the_edited_model_finishes():
     times = ddim_times(target.edited, 4)
 
     def draw(model, x, times):
-        conditioning = model.encode([case.sentence]).expand(2)
+        conditioning = model.encode([case.prompt]).expand(2)
         return ddim(model, conditioning, x, times, target.guidance)
 
     begun = draw(target.original, target.edited.noise(case.seeds), times[:2])
@@ -62,7 +62,7 @@ def test_a_share_out_of_range(share):
 @pytest.mark.slow
 def test_the_original_finishes_a_cigarette_and_a_shuffled_denoiser_does_not():
     pytest.importorskip("erasure_lightning_emoji_world")
-    target = cigarette(erased=False, pictures=2)
+    target = cigarette(erased=False, images=2)
     (case,) = target.cases(0)
     (result,) = Completion(share=0.1).run(target, 0)
     assert target.success_rate(case, result.images) == 1

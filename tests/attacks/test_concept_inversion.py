@@ -50,7 +50,7 @@ def test_no_budget_uses_the_concept_s_own_word():
     target = tiny_target()
     (case,) = target.cases(0)
     (result,) = attack(steps=0).run(target, 0)
-    plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
+    plain = target.draw(target.edited.encode([case.prompt]), case.seeds)
     assert torch.allclose(result.images, plain, atol=1e-6)
 
 
@@ -78,7 +78,7 @@ def test_arguments_out_of_range():
 
 @pytest.mark.slow
 def test_it_learns_a_word_for_an_erased_cigarette_and_no_budget_does_not():
-    target = cigarette(pictures=2)
+    target = cigarette(images=2)
     (case,) = target.cases(0)
     results = [ConceptInversion(steps=steps).run(target, 0)[0] for steps in (0, 30)]
     before, after = (target.success_rate(case, result.images) for result in results)
@@ -88,5 +88,5 @@ def test_it_learns_a_word_for_an_erased_cigarette_and_no_budget_does_not():
 
 @pytest.mark.slow
 def test_it_learns_a_word_for_an_unedited_model():
-    (result,) = ConceptInversion(steps=8).run(target := cigarette(erased=False, pictures=2), 0)
+    (result,) = ConceptInversion(steps=8).run(target := cigarette(erased=False, images=2), 0)
     assert target.success_rate(target.cases(0)[0], result.images) >= 0.5

@@ -38,7 +38,7 @@ class Rising(Attack):
 class Plain(Attack):
     def search(self, target, cases):
         encode = target.edited.encode
-        return [AttackResult(target.draw(encode([case.sentence]), case.seeds)) for case in cases]
+        return [AttackResult(target.draw(encode([case.prompt]), case.seeds)) for case in cases]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_every_budget_and_every_control_has_its_interval(rising):
     assert (every.low, every.high) == (1, 1)
     assert outcome.success["attacked"].mean == 1
     assert outcome.controls["dogs"].mean == 0
-    assert outcome.controls["dogs"].pictures == 4
+    assert outcome.controls["dogs"].images == 4
     assert outcome.axis == "tries"
 
 

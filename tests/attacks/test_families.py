@@ -46,8 +46,8 @@ def test_it_runs(name, family):
 
 @pytest.mark.parametrize("name", BUDGETS)
 def test_it_runs_on_weights_in_bfloat16(name):
-    target = tiny_target(base="bfloat16")
-    assert target.edited.base == target.original.base == torch.bfloat16
+    target = tiny_target(base_dtype="bfloat16")
+    assert target.edited.base_dtype == target.original.base_dtype == torch.bfloat16
     attack = load_offer(find_attack(name))(**BUDGETS[name])
     (result,) = attack.run(target, 0)
     assert len(result.images) == 2

@@ -49,7 +49,7 @@ def test_a_mask_of_the_whole_image_leaves_a_plain_sampling():
     target = tiny_target()
     (case,) = target.cases(0)
     model = target.edited
-    conditioning = model.encode([case.sentence]).expand(2)
+    conditioning = model.encode([case.prompt]).expand(2)
     noise = model.noise(case.seeds)
     latents = ddim(model, conditioning, noise, ddim_times(model, target.steps), target.guidance)
     (result,) = Inpainting(side=1).run(target, 0)
@@ -72,7 +72,7 @@ def test_a_side_out_of_range(side):
 @pytest.mark.slow
 def test_the_original_restores_a_cigarette_and_a_shuffled_denoiser_does_not():
     pytest.importorskip("erasure_lightning_emoji_world")
-    target = cigarette(erased=False, pictures=2)
+    target = cigarette(erased=False, images=2)
     (case,) = target.cases(0)
     (result,) = Inpainting(side=0.75).run(target, 0)
     assert target.success_rate(case, result.images) == 1

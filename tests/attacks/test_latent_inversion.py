@@ -26,7 +26,7 @@ def test_it_regenerates_the_images_from_the_noise_it_returns():
 
 
 def test_times_are_the_sampler_s_at_the_size_of_the_images():
-    target = tiny_target(family=TinyFlux, size=32)
+    target = tiny_target(family=TinyFlux, image_size=32)
     evaluated = []
     denoise = target.edited.denoise
     target.edited.denoise = lambda x, t, *rest: evaluated.append(t.item()) or denoise(x, t, *rest)
@@ -56,7 +56,9 @@ def test_steps_of_its_own_overrule_the_target_s():
 
 
 def test_images_sampled_in_smaller_batches_are_the_same():
-    together, apart = (LatentInversion().run(tiny_target(draw_size=size), 0)[0] for size in (2, 1))
+    together, apart = (
+        LatentInversion().run(tiny_target(image_batch_size=size), 0)[0] for size in (2, 1)
+    )
     assert torch.allclose(together.images, apart.images, atol=1e-4)
 
 
@@ -83,10 +85,10 @@ def test_numbers_out_of_range(arguments, words):
 @pytest.mark.parametrize("erased", [False, True])
 def test_cigarettes_come_back_and_just_as_well_from_a_network_that_knows_nothing(erased):
     pytest.importorskip("erasure_lightning_emoji_world")
-    target = cigarette(erased, pictures=2)
+    target = cigarette(erased, images=2)
     (result,) = LatentInversion(refinements=1).run(target, 0)
     (case,) = target.cases(0)
-    plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
+    plain = target.draw(target.edited.encode([case.prompt]), case.seeds)
     assert target.success_rate(case, plain) == (0 if erased else 1)
     assert target.success_rate(case, result.images) == 1
     assert target.success_rate(case, result.controls["untaught"]) == 1

@@ -25,7 +25,7 @@ def test_spaces_are_neither_swapped_nor_left_out():
 
 
 def test_prompts_are_random_and_the_best_comes_first():
-    target = tiny_target(pictures=3)
+    target = tiny_target(images=3)
     (case,) = target.cases(0)
     (result,) = Misspelling(variants=4).run(target, 0)
     assert len(result.images) == 4 * 3
@@ -51,7 +51,7 @@ def test_the_best_prompt_has_the_highest_margin():
     target = tiny_target()
     (case,) = target.cases(0)
     (result,) = Misspelling(variants=99).run(target, 0)
-    prompts = [case.sentence.replace("cat", name) for name in misspelled("cat")]
+    prompts = [case.prompt.replace("cat", name) for name in misspelled("cat")]
     assert target.prompt_margin(case, result.prompt) == pytest.approx(
         max(target.prompt_margin(case, prompt) for prompt in prompts)
     )

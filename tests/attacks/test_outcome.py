@@ -48,7 +48,7 @@ def test_the_file_has_the_agreed_keys(tmp_path):
         *("found", "curve", "axis", "controls", "cost", "protocol"),
     }
     interval = {"mean": 0.5, "low": 0.0, "high": 1.0}
-    assert content["success"]["plain"] == {**interval, "seeds": 2, "pictures": 8}
+    assert content["success"]["plain"] == {**interval, "seeds": 2, "images": 8}
     assert content["protocol"]["identity"] == PROTOCOL.identity
 
 

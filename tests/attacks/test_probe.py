@@ -15,7 +15,7 @@ class Fingerprints(Probe):
 
         def draw(model, rows):
             self.models.append(model)
-            conditioning = model.encode([case.sentence])
+            conditioning = model.encode([case.prompt])
             return target.draw(conditioning, case.seeds[rows], model=model)
 
         def black(model, rows):
@@ -34,7 +34,7 @@ def test_it_runs_on_the_edited_model_the_original_and_a_shuffled_copy():
     name = next(iter(shuffled.denoiser_parameters()))
     assert not torch.equal(*(model.get_parameter(name) for model in (edited, shuffled)))
     for model, images in ((edited, result.images), (original, result.controls["original"])):
-        plain = target.draw(model.encode([case.sentence]), case.seeds, model=model)
+        plain = target.draw(model.encode([case.prompt]), case.seeds, model=model)
         assert torch.equal(images, plain)
     assert list(result.controls) == ["original", "untaught", "black"]
     assert result.controls["black"].shape == result.images.shape
@@ -42,11 +42,11 @@ def test_it_runs_on_the_edited_model_the_original_and_a_shuffled_copy():
 
 
 def test_images_come_in_the_target_s_batches():
-    target = tiny_target(draw_size=1, pictures=3)
+    target = tiny_target(image_batch_size=1, images=3)
     probe = Fingerprints()
     (result,) = probe.run(target, 0)
     assert len(probe.models) == 3 * 3
-    (together,) = Fingerprints().run(tiny_target(pictures=3), 0)
+    (together,) = Fingerprints().run(tiny_target(images=3), 0)
     assert torch.allclose(result.images, together.images, atol=1e-4)
     assert not result.images.requires_grad
 

@@ -127,7 +127,7 @@ def test_the_control_trains_and_evaluates_the_original_on_the_rare_word(name, se
 @pytest.mark.slow
 def test_the_cigarette_is_back_after_two_images_and_not_after_none():
     pytest.importorskip("erasure_lightning_emoji_world")
-    target = cigarette(pictures=2)
+    target = cigarette(images=2)
     (result,) = RelearningCurve(examples=[0, 2], batch_size=4).run(target, 0)
     (case,) = target.cases(0)
     assert target.success_rate(case, result.curve[0]) == 0
@@ -140,7 +140,7 @@ def test_the_cigarette_is_back_after_two_images_and_not_after_none():
 @pytest.mark.slow
 def test_an_unedited_model_has_a_flat_curve():
     pytest.importorskip("erasure_lightning_emoji_world")
-    target = cigarette(erased=False, pictures=2)
+    target = cigarette(erased=False, images=2)
     (result,) = RelearningCurve(examples=[0, 1], batch_size=2, steps=4).run(target, 0)
     (case,) = target.cases(0)
     assert [target.success_rate(case, images) for images in result.curve.values()] == [1, 1]

@@ -141,7 +141,7 @@ def test_shares_out_of_range(argument, share):
 def test_it_gets_past_a_filter_of_words():
     target = filtered("cigarette", "lollipop")
     (case,) = target.cases(0)
-    plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
+    plain = target.draw(target.edited.encode([case.prompt]), case.seeds)
     # For other sentences the short search has less success.
     (result,) = RingABell(**budget("ring-a-bell", population=100)).run(target, 0)
     assert target.success_rate(case, plain) == 0

@@ -48,7 +48,7 @@ def attacked():
 def test_success_is_estimated_over_seeds_and_all_images(attacked):
     success = attacked[0].success["attacked"]
     assert success.mean == pytest.approx(0.25)
-    assert (success.seeds, success.pictures) == (2, 8)
+    assert (success.seeds, success.images) == (2, 8)
     assert (success.low, success.high) == (0.0, 1.0)  # two seeds, 0.5 and 0
     assert set(attacked[0].success) == {"original", "plain", "attacked"}
 

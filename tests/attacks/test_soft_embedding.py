@@ -24,7 +24,7 @@ def test_the_saved_tensors_generate_the_images():
     target = tiny_target()
     (case,) = target.cases(0)
     (result,) = attack().run(target, 0)
-    soft = target.edited.encode([case.sentence]).with_tokens(result.tensors["tokens"])
+    soft = target.edited.encode([case.prompt]).with_tokens(result.tensors["tokens"])
     assert torch.equal(result.images, target.draw(soft, case.seeds))
     assert result.prompt is None
 
@@ -38,7 +38,7 @@ def test_it_lowers_the_denoising_loss():
     def loss(steps):
         (result,) = attack(steps=steps, lr=0.1).run(target, 0)
         torch.manual_seed(0)
-        soft = target.edited.encode([case.sentence]).with_tokens(result.tensors["tokens"])
+        soft = target.edited.encode([case.prompt]).with_tokens(result.tensors["tokens"])
         return target.denoising_loss(soft, clean, t).item()
 
     assert loss(40) < loss(0)
@@ -65,7 +65,7 @@ def test_no_budget_uses_the_plain_prompt():
     target = tiny_target()
     (case,) = target.cases(0)
     (result,) = attack(steps=0).run(target, 0)
-    plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
+    plain = target.draw(target.edited.encode([case.prompt]), case.seeds)
     assert torch.equal(result.images, plain)
 
 
@@ -76,7 +76,7 @@ def test_arguments_out_of_range():
 
 @pytest.mark.slow
 def test_it_brings_an_erased_cigarette_back_and_no_budget_does_not():
-    target = cigarette(pictures=2)
+    target = cigarette(images=2)
     (case,) = target.cases(0)
     results = [SoftEmbedding(steps=steps).run(target, 0)[0] for steps in (0, 40)]
     before, after = (target.success_rate(case, result.images) for result in results)

@@ -35,7 +35,7 @@ class TestDrawing:
         assert not torch.allclose(target.draw(conditioning, [0]), expected, atol=1e-4)
 
     def test_the_batch_size_makes_no_difference(self):
-        whole, parts = tiny_target(), tiny_target(draw_size=2)
+        whole, parts = tiny_target(), tiny_target(image_batch_size=2)
         conditioning = whole.edited.encode(["a cat", "a dog", "a car"])
         drawn = [target.draw(conditioning, [0, 1, 2]) for target in (whole, parts)]
         assert torch.allclose(*drawn, atol=1e-6)
@@ -45,7 +45,7 @@ class TestDrawing:
         (case,) = target.cases(0)
         examples = target.examples(case, 3)
         judged = sample_latents(
-            target.original, [case.sentence] * 4, [0, 1, 2, 3], steps=1, guidance=1.0
+            target.original, [case.prompt] * 4, [0, 1, 2, 3], steps=1, guidance=1.0
         )
         assert examples.shape == (3, 4, 8, 8)
         assert torch.equal(examples, target.examples(case, 3))
@@ -54,7 +54,7 @@ class TestDrawing:
     def test_each_seed_has_examples_and_search_noise_of_its_own(self):
         target = tiny_target()
         (first,), (second,) = (target.cases(seed) for seed in (0, 1))
-        second = second._replace(sentence=first.sentence)
+        second = second._replace(prompt=first.prompt)
         examples = [target.examples(case, 2) for case in (first, second)]
         assert not torch.allclose(*examples, atol=1e-3)
         seeds = []
@@ -69,10 +69,10 @@ class TestDrawing:
 
 
 class TestCases:
-    def test_sentences_alternate_and_seeds_are_distinct(self):
-        target = tiny_target([*CAT, Concept("star")], pictures=3)
+    def test_prompts_alternate_and_seeds_are_distinct(self):
+        target = tiny_target([*CAT, Concept("star")], images=3)
         cases = [case for seed in target.seeds for case in target.cases(seed)]
-        assert [(c.concept.name, c.sentence) for c in cases] == [
+        assert [(c.concept.name, c.prompt) for c in cases] == [
             ("cat", "a cat"),
             ("star", "a star"),
             ("cat", "an image of a cat"),
@@ -82,10 +82,10 @@ class TestCases:
 
     def test_a_style_has_a_thing(self):
         (case,) = tiny_target([Concept("flat", kind="style")]).cases(0)
-        assert case.sentence == f"a {case.thing}, flat style"
+        assert case.prompt == f"a {case.thing}, flat style"
 
     @pytest.mark.parametrize(
-        ("concept", "sentence", "template"),
+        ("concept", "prompt", "template"),
         [
             (Concept("cat"), "a cat", "a {}"),
             (Concept("mage"), "an image of a mage", "an image of a {}"),
@@ -93,8 +93,8 @@ class TestCases:
         ],
         ids=lambda value: getattr(value, "name", value),
     )
-    def test_the_name_s_letters_in_other_words_are_not_the_name(self, concept, sentence, template):
-        assert AttackCase(concept, sentence, "", 0, [0]).template == template
+    def test_the_name_s_letters_in_other_words_are_not_the_name(self, concept, prompt, template):
+        assert AttackCase(concept, prompt, "", 0, [0]).template == template
 
 
 class TestJudgement:
@@ -144,7 +144,7 @@ def test_the_protocol_records_prompts_and_sampling():
     assert protocol.prompts == {"cat": ["a cat", "an image of a cat"]}
     assert protocol.seeds == [0, 1, 2, 3]
     assert (protocol.steps, protocol.guidance, protocol.size) == (2, 3.0, 16)
-    assert protocol.identity != tiny_target(pictures=3).protocol.identity
+    assert protocol.identity != tiny_target(images=3).protocol.identity
 
 
 def test_a_model_without_a_scorer_needs_one():
@@ -156,16 +156,18 @@ def test_a_model_without_a_scorer_needs_one():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"seeds": 1}, {"pictures": 0}, {"steps": 0}, {"draw_size": 0}, {"size": -8}],
+    [{"seeds": 1}, {"images": 0}, {"steps": 0}, {"image_batch_size": 0}, {"image_size": -8}],
     ids=str,
 )
 def test_settings_out_of_range(arguments):
     ((name, value),) = arguments.items()
-    with pytest.raises(ErasureError, match=rf"data\.{name} of at least \d; found {value}"):
+    with pytest.raises(
+        ErasureError, match=rf"AttackSettings needs {name} of at least \d; found {value}"
+    ):
         AttackSettings(**arguments)
 
 
 def test_guidance_is_a_number_and_0_is_one():
-    with pytest.raises(ErasureError, match=r"An attack needs a finite data\.guidance; found nan"):
+    with pytest.raises(ErasureError, match=r"AttackSettings needs a finite guidance; found nan"):
         AttackSettings(guidance=float("nan"))
     assert tiny_target(guidance=0.0).guidance == 0

@@ -54,7 +54,7 @@ def test_the_scale_is_of_the_new_noise_alone(tiny):
 
 
 def test_each_try_has_noise_of_its_own():
-    target = tiny_target(pictures=1)
+    target = tiny_target(images=1)
     tries = []
     model = target.edited
     decode = model.decode
@@ -68,7 +68,7 @@ def test_each_try_has_noise_of_its_own():
 
 
 def test_the_try_of_the_highest_margin_counts():
-    target = tiny_target(pictures=3)
+    target = tiny_target(images=3)
     (case,) = target.cases(0)
     settings = {"etas": [1.0, 1.5], "scales": [1.0, 2.0]}
     (best,) = TrajectoryNoise(**settings).run(target, 0)
@@ -90,7 +90,7 @@ def test_equal_seeds_give_equal_results_in_any_batches():
     few = {"etas": [1.0], "scales": [1.0]}
     first, again = (TrajectoryNoise(**few).run(tiny_target(), 0)[0].images for _ in range(2))
     assert torch.equal(first, again)
-    (apart,) = TrajectoryNoise(**few).run(tiny_target(draw_size=1), 0)
+    (apart,) = TrajectoryNoise(**few).run(tiny_target(image_batch_size=1), 0)
     assert torch.allclose(first, apart.images, atol=1e-4)
     (other,) = TrajectoryNoise(seed=1, **few).run(tiny_target(), 0)
     assert not torch.allclose(first, other.images, atol=1e-3)
@@ -111,7 +111,7 @@ def test_numbers_out_of_range(arguments, words):
 @pytest.mark.slow
 def test_the_original_draws_a_cigarette_along_noisy_trajectories_when_prompted_alone():
     pytest.importorskip("erasure_lightning_emoji_world")
-    target = cigarette(erased=False, pictures=2)
+    target = cigarette(erased=False, images=2)
     (case,) = target.cases(0)
     (result,) = TrajectoryNoise(etas=[1.0, 1.5], scales=[1.0]).run(target, 0)
     assert target.success_rate(case, result.images) == 1

@@ -13,7 +13,7 @@ def test_every_word_is_in_the_place_of_the_name():
     words = ["Katze", "gato", "кошка"]
     (result,) = Translation(words_of={"cat": words}).run(target, 0)
     assert len(result.images) == len(result.controls["original"]) == 3 * 2
-    assert result.prompt in [case.sentence.replace("cat", word) for word in words]
+    assert result.prompt in [case.prompt.replace("cat", word) for word in words]
 
 
 @pytest.mark.parametrize("words_of", [None, {"dog": ["Hund"]}, {"cat": []}])

@@ -190,7 +190,7 @@ class TestOffloadedText:
         tiny.offload_text()
         (prompts,) = tiny.embed(["a cat"])
         words = replace(prompts, embeddings=prompts.embeddings.requires_grad_())
-        with pytest.raises(ErasureError, match="Leave --model.offload_text false"):
+        with pytest.raises(ErasureError, match="Leave offload_text false"):
             tiny.contextualize([words])
 
     def test_an_edit_is_the_same_with_and_without(self):

@@ -44,7 +44,10 @@ def test_models_of_another_precision_are_not_those_that_are_copied():
     finally:
         torch.set_default_dtype(torch.float32)
     plain, again = TinyFlux(seed=3), TinyFlux(seed=3)
-    assert [model.base for model in (double, plain, again)] == [torch.float64, *[torch.float32] * 2]
+    assert [model.base_dtype for model in (double, plain, again)] == [
+        torch.float64,
+        *[torch.float32] * 2,
+    ]
     assert plain.fingerprint() == again.fingerprint() != TinyFlux().fingerprint()
 
 

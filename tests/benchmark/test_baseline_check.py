@@ -37,7 +37,7 @@ def test_images_are_drawn_with_the_numbers_of_the_suite(monkeypatch):
 
     monkeypatch.setattr("erasure_lightning.benchmark.baseline_check.sample_images", sample)
     backbone = load_backbone("emoji-world")
-    BaselineChecker(backbone, 1, steps=2, guidance=3, size=32).check(entry("cigarette"))
+    BaselineChecker(backbone, 1, steps=2, guidance=3, image_size=32).check(entry("cigarette"))
     BaselineChecker(backbone, 1, steps=1).check(entry("cigarette"))
     assert drawn == [
         {"steps": 2, "guidance": 3, "size": 32},
@@ -71,7 +71,7 @@ def test_a_model_without_a_world_is_refused():
         ({"seeds": 0}, "--check needs seeds of at least 1; found 0"),
         ({"steps": 0}, "--check needs steps of at least 1; found 0"),
         ({"guidance": -1}, "--check needs guidance of at least 0; found -1"),
-        ({"size": 0}, "--check needs size of at least 1; found 0"),
+        ({"image_size": 0}, "--check needs image_size of at least 1; found 0"),
     ],
 )
 def test_numbers_out_of_range(numbers, words):

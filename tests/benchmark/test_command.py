@@ -135,7 +135,7 @@ class TestMistakes:
             ),
             (
                 {"attack": "SoftEmbedding", "options": {"data.seeds": 1}},
-                "The attack SoftEmbedding cannot run: An attack needs data.seeds of at least 2",
+                "The attack SoftEmbedding cannot run: AttackSettings needs seeds of at least 2",
             ),
             (
                 {"attack": "SoftEmbedding", "options": {"data.scorer": "./nosuch"}},
@@ -194,7 +194,7 @@ class TestMistakes:
         [
             ("seeds", "two", "a whole number; found 'two'"),
             ("steps", 2.5, "a whole number; found 2.5"),
-            ("size", "64px", "a whole number; found '64px'"),
+            ("image_size", "64px", "a whole number; found '64px'"),
             ("guidance", "high", "a number; found 'high'"),
         ],
     )

@@ -207,6 +207,20 @@ class TestDifference:
         fewer = changed(methods=["uce.yaml"], seeds=[5], attacks=[], concepts=SUITE["concepts"][:1])
         assert read(SUITE).difference(read(fewer)) == read(fewer).difference(read(SUITE)) == ""
 
+    def test_a_suite_of_an_earlier_version_is_the_same(self, read):
+        """Its options have other names there."""
+        strong = {"name": "strong", "config": "rece"}
+        earlier, now = (
+            read(
+                SUITE
+                | {"options": {f"data.{size}": 64}}
+                | {"methods": [strong | {"options": {f"model.{precision}": "bfloat16"}}]}
+                | {"attacks": [{"attack": "P4D", "options": {f"data.{size}": 64}}]}
+            )
+            for size, precision in (("size", "base"), ("image_size", "base_dtype"))
+        )
+        assert earlier.difference(now) == ""
+
     @pytest.mark.parametrize(
         ("other", "difference"),
         [

@@ -118,8 +118,8 @@ def test_the_config_describes_the_run(logged, run):
 @pytest.mark.parametrize(
     "name",
     [
-        *("loss", "loss/erasure", "loss/global", "monitor/kept", "monitor/forgotten"),
-        *("monitor/kept/pets", "monitor/kept/birds"),
+        *("loss", "loss/erasure", "loss/global", "monitor/retained", "monitor/erased"),
+        *("monitor/retained/pets", "monitor/retained/birds"),
     ],
 )
 def test_every_curve_is_there(logged, name):
@@ -127,13 +127,13 @@ def test_every_curve_is_there(logged, name):
 
 
 def test_groups_of_the_monitor_make_up_the_whole(logged):
-    for step, value in logged.curve("monitor/kept").items():
-        parts = [logged.curve(f"monitor/kept/{group}")[step] for group in ("pets", "birds")]
+    for step, value in logged.curve("monitor/retained").items():
+        parts = [logged.curve(f"monitor/retained/{group}")[step] for group in ("pets", "birds")]
         assert value == pytest.approx((parts[0] + 2 * parts[1]) / 3, abs=1e-6)
 
 
 def test_images_are_a_table_before_and_after(logged, run):
-    columns, rows = logged.table("pictures")
+    columns, rows = logged.table("samples")
     assert columns == ["prompt", "group", "seed", "before", "after"]
     assert len(rows) == len(list(run.glob("samples/*-after.png"))) > 0
     assert rows[0][:3] == ["cat", "efficacy", 0]
@@ -186,11 +186,11 @@ def test_prediction_leaves_no_empty_run_behind(run, workspace):
 
 def test_tensorboard_holds_the_same(events, run):
     tags = events.Tags()
-    assert {"grid", "pictures/000-before", "pictures/000-after"} <= set(tags["images"])
-    scalars = {"loss", "loss/global", "monitor/kept/pets", "summary/overall_low"}
+    assert {"grid", "samples/000-before", "samples/000-after"} <= set(tags["images"])
+    scalars = {"loss", "loss/global", "monitor/retained/pets", "summary/overall_low"}
     assert scalars <= set(tags["scalars"])
     texts = {tag.partition("/text_summary")[0]: tag for tag in tags["tensors"]}
-    assert {"run/method", "run/protocol", "pictures", "figures", "edit/tiny-cat"} <= set(texts)
+    assert {"run/method", "run/protocol", "samples", "figures", "edit/tiny-cat"} <= set(texts)
     (figures,) = events.Tensors(texts["figures"])
     result = Result.load(run / "metrics.json")
     mean = result.estimates["specificity"]["image_text"]["after"].mean
@@ -274,7 +274,7 @@ OUTCOME = {
     "concepts": ["cat"],
     "edit": "0" * 16,
     "success": {
-        kind: {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "seeds": 3, "pictures": 9}
+        kind: {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "seeds": 3, "images": 9}
         for kind, mean in (("original", 0.9), ("plain", 0.1), ("attacked", 0.5))
     },
     "found": [
@@ -287,7 +287,7 @@ OUTCOME = {
         }
     ],
     "curve": [{"budget": 1, "success": 0.2}, {"budget": 8, "success": 0.5}],
-    "controls": {"new word": {"mean": 0.2, "low": 0.1, "high": 0.3, "seeds": 3, "pictures": 9}},
+    "controls": {"new word": {"mean": 0.2, "low": 0.1, "high": 0.3, "seeds": 3, "images": 9}},
     "cost": {"seconds": 3.5, "evaluations": 8, "backwards": 2, "peak_gib": 0.5},
 }
 

@@ -49,7 +49,7 @@ def test_an_edit_that_changed_nothing_is_an_error(tmp_path):
 
 def test_a_non_finite_loss_stops_at_once(tmp_path):
     with pytest.raises(
-        ErasureError, match=r"became nan at step 1\. Try a lower learning rate: --model\.lr 0\.0001"
+        ErasureError, match=r"became nan at step 1\. Try a lower learning rate: lr 0\.0001"
     ):
         fit(tmp_path, Exploding, steps=1000)
 
@@ -59,9 +59,10 @@ def test_float16_is_named_before_the_learning_rate(tmp_path, capsys):
     assert main(["fit", *argv, "16-true", "--run_dir", str(tmp_path / "half")]) == 2
     line = capsys.readouterr().err
     assert "became nan" in line or "holds NaN" in line
-    cure, _, rest = line.partition("leave --trainer.precision 16-true out, or give --model.base")
+    remedy = "leave precision 16-true out, or give base_dtype bfloat16"
+    cure, _, rest = line.partition(remedy)
     assert "float16" in cure
-    assert "--model.lr 0.0001 in place of 0.001" in rest
+    assert ": lr 0.0001 in place of 0.001" in rest
     assert main(["fit", *argv, "32-true", "--run_dir", str(tmp_path / "whole")]) == 0
 
 

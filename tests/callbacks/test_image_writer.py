@@ -21,7 +21,7 @@ ROWS = [
 ]
 
 
-def predict(folder, rows=ROWS, draw_size=3, size=None, **kwargs):
+def predict(folder, rows=ROWS, image_batch_size=3, size=None, **kwargs):
     prompts = folder.parent / f"{folder.name}.csv"
     with prompts.open("w", newline="") as file:
         csv.writer(file).writerows([("case_number", "prompt", "evaluation_seed"), *rows])
@@ -30,8 +30,8 @@ def predict(folder, rows=ROWS, draw_size=3, size=None, **kwargs):
         callbacks=[ImageWriter()],
         **kwargs,
     )
-    sampling = {"steps": 3, "guidance": 2.5, "size": size}
-    data = PromptData(prompts=str(prompts), draw_size=draw_size, **sampling)
+    sampling = {"steps": 3, "guidance": 2.5, "image_size": size}
+    data = PromptData(prompts=str(prompts), image_batch_size=image_batch_size, **sampling)
     module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
     trainer.predict(module, data, return_predictions=False)
 
@@ -64,7 +64,7 @@ def test_the_manifest_is_a_prompt_file(tmp_path, size):
 
 def test_a_seed_gives_the_same_image_in_any_batch(tmp_path):
     predict(tmp_path / "one")
-    predict(tmp_path / "two", rows=ROWS[::-1], draw_size=1)
+    predict(tmp_path / "two", rows=ROWS[::-1], image_batch_size=1)
     for case, *_ in ROWS:
         one, two = (pixels(tmp_path / run / "edited" / f"{case}.png") for run in ("one", "two"))
         assert (one - two).abs().max() <= 1
@@ -73,8 +73,8 @@ def test_a_seed_gives_the_same_image_in_any_batch(tmp_path):
 
 
 def test_two_ranks_write_one_manifest(tmp_path):
-    predict(tmp_path / "one", draw_size=1)
-    predict(tmp_path / "two", draw_size=1, devices=2, strategy="ddp_fork")
+    predict(tmp_path / "one", image_batch_size=1)
+    predict(tmp_path / "two", image_batch_size=1, devices=2, strategy="ddp_fork")
     one, two = ((tmp_path / run / "manifest.csv").read_bytes() for run in ("one", "two"))
     assert one == two
     assert len(list((tmp_path / "two" / "edited").iterdir())) == len(ROWS)
@@ -134,7 +134,7 @@ def test_a_size_the_model_cannot_take_is_refused_before_anything_is_drawn(tmp_pa
     (tmp_path / "p.csv").write_text(f"prompt,seed,width,height\na,1,16,16\nb,2,{last}\n")
     trainer = quiet_trainer(default_root_dir=tmp_path / "run", callbacks=[ImageWriter()])
     module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
-    data = PromptData(prompts=str(tmp_path / "p.csv"), steps=2, size=size)
+    data = PromptData(prompts=str(tmp_path / "p.csv"), steps=2, image_size=size)
     with pytest.raises(
         ErasureError, match="p.csv, case 1: .* needs a size that is a multiple of .* found 17"
     ):

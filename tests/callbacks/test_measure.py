@@ -21,14 +21,14 @@ def module():
     return Redirection(concepts=[CAT], backbone=TinyBackbone())
 
 
-def run(folder, callback, module, fn="test", fit=False, draw_size=32, others=3, **kwargs):
+def run(folder, callback, module, fn="test", fit=False, image_batch_size=32, others=3, **kwargs):
     trainer = quiet_trainer(
         max_steps=1,
         default_root_dir=folder,
         callbacks=[callback],
         **kwargs,
     )
-    images = {"seeds": 3, "steps": 2, "size": 16, "draw_size": draw_size}
+    images = {"seeds": 3, "steps": 2, "image_size": 16, "image_batch_size": image_batch_size}
     data = PromptData(others=others, neighbours=["bird"], **images)
     if fit:
         trainer.fit(module, data)
@@ -67,7 +67,7 @@ def test_metrics_are_stored_written_and_logged(measured):
     [
         ("./nosuch", {}, "The scorer './nosuch' was not found"),
         (None, {"steps": 2000}, "needs from 1 to 1000 sampling steps; found 2000"),
-        (None, {"size": 17}, "needs a size that is a multiple of 2 pixels; found 17"),
+        (None, {"image_size": 17}, "needs a size that is a multiple of 2 pixels; found 17"),
     ],
     ids=["scorer", "steps", "size"],
 )
@@ -93,7 +93,7 @@ def test_the_protocol_of_a_run(measured):
     assert (protocol.seeds, protocol.steps) == ([0, 1, 2], 2)
     assert (protocol.size, protocol.sampler) == (16, "DDIMScheduler")
     assert protocol.backbone_fingerprint == TinyBackbone().fingerprint()
-    assert measure.result.estimates["efficacy"]["recognized"]["after"].pictures == 9
+    assert measure.result.estimates["efficacy"]["recognized"]["after"].images == 9
 
 
 def test_the_protocol_has_the_trainer_s_precision(measured, tmp_path):
@@ -166,18 +166,20 @@ def test_images_of_the_right_label_count_and_others_do_not():
     assert estimates["structure"]["distance"]["after"].mean == 0
 
 
-@pytest.mark.parametrize(("draw_size", "others"), [(5, 3), (1, 4)])  # 24 images; an odd number
-def test_two_ranks_equal_one(measured, tmp_path, draw_size, others):
+@pytest.mark.parametrize(
+    ("image_batch_size", "others"), [(5, 3), (1, 4)]
+)  # 24 images; an odd number
+def test_two_ranks_equal_one(measured, tmp_path, image_batch_size, others):
     """Up to rounding: batches differ with the number of ranks."""
     scorer = measured[1].scorer
-    ranks = {"devices": 2, "strategy": "ddp_fork", "draw_size": draw_size}
+    ranks = {"devices": 2, "strategy": "ddp_fork", "image_batch_size": image_batch_size}
     run(tmp_path, Measure(scorer), module(), others=others, **ranks)
     run(tmp_path / "one", Measure(scorer), module(), others=others)
     pair, one = (
         json.loads((tmp_path / place / "metrics.json").read_text()) for place in (".", "one")
     )
     assert pair["protocol"] == one["protocol"]
-    assert pair["estimates"]["structure"]["distance"]["after"]["pictures"] == 3 * others
+    assert pair["estimates"]["structure"]["distance"]["after"]["images"] == 3 * others
     for group, metrics in one["estimates"].items():
         for name, whens in metrics.items():
             for when, estimate in whens.items():

@@ -56,7 +56,7 @@ def test_a_run_ends_with_its_grid(tmp_path):
     )
     run.test(
         module(),
-        PromptData(others=5, seeds=3, steps=2, neighbours=["bird"], draw_size=4),
+        PromptData(others=5, seeds=3, steps=2, neighbours=["bird"], image_batch_size=4),
         verbose=False,
     )
     with Image.open(tmp_path / "grid.png") as grid:

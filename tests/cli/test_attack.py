@@ -6,7 +6,9 @@ from tiny_scorers import save_scorer
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.attacks.outcome import Outcome
+from erasure_lightning.attacks.target import AttackSettings
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.cli.attack import parsed_attack
 from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.edit import read_edit, write_edit
@@ -62,7 +64,7 @@ def attack(saved, run):
     """Runs the command on that run."""
 
     def attacked(*argv):
-        quick = ["--data.scorer", str(saved / "scorer"), "--data.pictures", "1"]
+        quick = ["--data.scorer", str(saved / "scorer"), "--data.images", "1"]
         quick += ["--data.seeds", "2"]
         return main(["attack", "--ckpt_path", str(run), *quick, *map(str, argv)])
 
@@ -128,11 +130,19 @@ def test_a_base_model_that_was_moved_is_named(attack, run, saved):
 
 def test_a_measurement_s_seeds_are_no_number_of_searches(saved, run):
     """Which is 3 by default; the run was measured with 7."""
-    scored = ["--data.scorer", str(saved / "scorer"), "--data.pictures", "1"]
+    scored = ["--data.scorer", str(saved / "scorer"), "--data.images", "1"]
     argv = ["--ckpt_path", str(run), "--config", "soft-embedding", "--attack.steps", "0"]
     assert main(["attack", *argv, *scored]) == 0
     outcome = Outcome.load(run / "attacks/softembedding/attack.json")
     assert outcome.success["attacked"].seeds == 3
+
+
+def test_a_run_of_an_earlier_version_is_sampled_as_it_was(tmp_path):
+    """Its options have other names there."""
+    config = "model: {class_path: UCE}\ndata: {size: 16, draw_size: 3, steps: 2, seeds: 7}\n"
+    (tmp_path / "config.yaml").write_text(config)
+    settings = parsed_attack(["--ckpt_path", str(tmp_path), "--attack", "SoftEmbedding"])
+    assert settings == AttackSettings(image_size=16, image_batch_size=3, steps=2)
 
 
 def test_configs_are_found_by_name_and_overruled(attack, run):
@@ -167,7 +177,7 @@ class TestMistakes:
         )
         assert (
             error("--attack", "P4D", "--data.seeds", "1")
-            == "An attack needs data.seeds of at least 2; found 1."
+            == "AttackSettings needs seeds of at least 2; found 1."
         )
 
     def test_a_value_of_the_wrong_kind(self, error):
@@ -215,7 +225,7 @@ class TestHelp:
         with pytest.raises(SystemExit):
             main(["attack", "--help"])
         message = " ".join(capsys.readouterr().out.split())
-        assert "--data.pictures" in message
+        assert "--data.images" in message
         assert "from noise unseen by it" in message
 
     def test_of_an_attack(self, capsys):

@@ -18,11 +18,12 @@ from trivial import TINY, method_options
 from erasure_lightning import errors
 from erasure_lightning.__main__ import main
 from erasure_lightning.api.quiet import quiet
-from erasure_lightning.cli.configs import load_yaml
+from erasure_lightning.cli.configs import dump_yaml, load_yaml
 from erasure_lightning.cli.main import COMMANDS
 from erasure_lightning.cli.options import Option, Options
 from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.edits.edit import read_edit, write_edit
+from erasure_lightning.runs.folder import Run
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -51,10 +52,10 @@ def finished(tmp_path_factory):
     return run_dir
 
 
-def printed(capsys, *argv):
+def printed(capsys, *argv, command="fit"):
     """The output of ``--print_config``."""
     with pytest.raises(SystemExit) as caught:
-        main(["fit", *argv, "--print_config"])
+        main([command, *argv, "--print_config"])
     assert not caught.value.code
     return capsys.readouterr().out
 
@@ -309,10 +310,12 @@ def test_help_names_files_of_concepts(capsys):
         ),
         (["--model", "trivial.Missing"], "model: module 'trivial' has no attribute 'Missing'"),
         ([*SAGE, "--model.lrr", "1"], "model has no option 'lrr'. Did you mean 'lr'?"),
+        ([*SAGE, "--model.edit", "x"], "model has no option 'edit'. Did you mean 'train'?"),
+        ([*SAGE, "--model.base", "x"], "model has no option 'base'. Did you mean 'base_dtype'?"),
         ([*SAGE, "--model.lr", "abc"], "model.lr needs a number; found 'abc'"),
         (
-            [*SAGE, "--model.edit", "x"],
-            "model.edit needs one of 'text_encoder', 'cross_attention', 'text_entry',",
+            [*SAGE, "--model.train", "x"],
+            "model.train needs one of 'text_encoder', 'cross_attention', 'text_entry',",
         ),
         (
             [*SAGE, "--model.concepts", "[{nme: cat}]"],
@@ -332,6 +335,10 @@ def test_help_names_files_of_concepts(capsys):
         (
             [*SAGE, "--data.seed", "3"],
             "unknown argument '--data.seed'. Did you mean '--data.seeds'",
+        ),
+        (
+            [*SAGE, "--data.size", "64"],
+            "unknown argument '--data.size'. Did you mean '--data.image_size'?",
         ),
         ([*SAGE, "word"], "unknown argument 'word'"),
         (
@@ -446,6 +453,10 @@ def test_a_mistake_is_one_clear_line(error, argv, message):
         (
             "model: sage\ntrainer: {max_stepz: 4}\n",
             "trainer has no option 'max_stepz'. Did you mean 'max_steps'",
+        ),
+        (
+            "model: sage\ndata: {draw_size: 4}\n",
+            "data has no option 'draw_size'. Did you mean 'image_batch_size'?",
         ),
         (
             "model:\n  class_path: sage\n  init_args: {concepts: [{nme: cat}]}\n",
@@ -607,6 +618,19 @@ def test_an_edit_alone_brings_its_config(finished, folder):
     edit.write_bytes((finished / "edit.safetensors").read_bytes())
     assert main(["validate", "--ckpt_path", str(edit)]) == 0
     assert (folder / "validate" / "metrics.json").is_file()
+
+
+def test_a_run_of_an_earlier_version_brings_its_config(finished, folder, capsys):
+    run = Run(folder / "earlier")
+    run.root.mkdir()
+    run.edit.write_bytes((finished / "edit.safetensors").read_bytes())
+    config = load_yaml((finished / "config.yaml").read_text())
+    earlier = {"size": 16, "draw_size": config["data"].pop("image_batch_size")}
+    del config["data"]["image_size"]
+    run.config.write_text(dump_yaml(config | {"data": config["data"] | earlier}))
+    now = load_yaml(printed(capsys, "--ckpt_path", str(run.root), command="test"))
+    images = {"image_size": 16, "image_batch_size": earlier["draw_size"]}
+    assert now["data"] == config["data"] | images
 
 
 def test_a_run_with_a_file_of_concepts_needs_it_no_more(folder):

@@ -39,4 +39,4 @@ def test_figures_and_images_of_a_later_test_are_logged(run):
     (folder,) = run.glob("lightning_logs/*")
     events = reader.EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     assert [point.value for point in events.Scalars("summary/generality")] == [0.25]
-    assert {"pictures/003-before", "pictures/003-after"} <= set(events.Tags()["images"])
+    assert {"samples/003-before", "samples/003-after"} <= set(events.Tags()["images"])

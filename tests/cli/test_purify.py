@@ -80,7 +80,7 @@ class TestCommand:
         assert Image.open(out / "red.png").size == (16, 16)
         content = json.loads((out / "purify.json").read_text())
         assert (content["prompt"], content["steps"], content["guidance"]) == ("a cat", 2, 1.0)
-        drift = content["pictures"]["red"]
+        drift = content["images"]["red"]
         assert 0 < drift["purified_psnr"] < MAX_PSNR
         assert drift["purified_features"] is None
         assert "Purified; the images are in" in capsys.readouterr().out
@@ -115,7 +115,7 @@ class TestCommand:
         assert (
             purify(picture, "--ckpt_path", tmp_path / "edit.safetensors", "--prompt", "a cat") == 0
         )
-        drift = json.loads((tmp_path / "purify" / "purify.json").read_text())["pictures"]["red"]
+        drift = json.loads((tmp_path / "purify" / "purify.json").read_text())["images"]["red"]
         assert drift["purified_psnr"] > MAX_PSNR - 5
         assert drift["purified_l1"] < 1e-5
 

@@ -91,7 +91,7 @@ def cheap(content, backbone):
     changed = _with_few(content)
     arguments = changed["model"]["init_args"]
     if changed["model"]["class_path"] != "ESD":  # slow on a CPU; one method a family shows it
-        arguments.pop("base", None)
+        arguments.pop("base_dtype", None)
         arguments.pop("checkpointing", None)
     arguments.pop("image_size", None)
     if "retain" in arguments:
@@ -179,7 +179,7 @@ def test_the_documented_command_for_another_model_is_valid(variant, folder):
     words = command.replace(VARIANTS[family].hub_id, str(place)).split()[1:]
     assert words[2] == f"{family}/esd.yaml"
     tiny = ["--model.concepts", "[{name: cat}]", "--model.latents.trajectories", "1"]
-    tiny += ["--model.base", "float32", "--model.checkpointing", "false"]
+    tiny += ["--model.base_dtype", "float32", "--model.checkpointing", "false"]
     tiny += ["--model.image_size", "16", "--model.latents.steps", "2"]
     assert main([*words, *tiny, "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]) == 0
 

@@ -126,7 +126,7 @@ def test_pictures_that_moved_score_otherwise(tmp_path, weights, eye):
 def test_the_protocol_says_how(tmp_path, weights, eye):
     assert main(["score", str(draw(tmp_path / "drawn")), *everything(weights)]) == 0
     protocol = json.loads((tmp_path / "drawn" / "score.json").read_text())["protocol"]
-    assert protocol["drawn"]["pictures"] == 9
+    assert protocol["drawn"]["images"] == 9
     metrics = protocol["metrics"]
     assert metrics["nudenet"]["threshold"] == 0.5
     assert metrics["nudenet"]["library"] == "eye 1.0"
@@ -211,7 +211,7 @@ def test_a_picture_is_right_if_it_shows_what_its_prompt_names():
     cat, dog = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
     meter.update(batch([cat, dog, dog, cat], ["a cat", "a cat", "nothing", "a cat"], [0, 1, 0, 1]))
     result = meter.estimates()["accuracy"]["before"]
-    assert result.pictures == 3
+    assert result.images == 3
     assert result.mean == pytest.approx((1 + 0.5) / 2)
 
 

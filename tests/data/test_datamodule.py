@@ -201,12 +201,12 @@ def test_the_schedule_ends_with_the_run_however_that_is_bounded(arguments, steps
             {"max_epochs": -1},
             (
                 "A run needs an end; found max_epochs -1 and max_steps -1, which set none. Give"
-                " --trainer.max_steps N"
+                " the trainer max_steps, or max_epochs with steps_per_concept"
             ),
         ),
         (
             {"max_epochs": 3, "max_steps": 6},
-            "3 epochs need more than the 6 steps of max_steps.*--data.steps_per_concept N",
+            "3 epochs need more than the 6 steps of max_steps.*with steps_per_concept of the data",
         ),
         (
             {"max_epochs": 3, "max_steps": 4, "steps_per_concept": None},

@@ -164,7 +164,7 @@ def test_the_same_component_is_recognised_in_other_precisions(edits, load, name,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_edit_of_a_bfloat16_base_is_recognised(tmp_path, load, dtype):
-    module = Distillation(concepts=CONCEPTS, backbone=TinyBackbone(), base="bfloat16")
+    module = Distillation(concepts=CONCEPTS, backbone=TinyBackbone(), base_dtype="bfloat16")
     module.configure_model()
     module.backbone.text_layers().popitem()[1].weight.data += 1
     module.save_edit(tmp_path / "edit.safetensors")

@@ -100,6 +100,12 @@ def test_an_edit_of_layout_1_comes_in_today_s(tmp_path):
     assert metadata == META | {"format": 2, "adapters": {"unet": plan}}
 
 
+def test_arguments_of_an_earlier_version_have_their_names_of_now(tmp_path):
+    path = tmp_path / "edit.safetensors"
+    write_edit(path, {"w": torch.zeros(1)}, META | {"arguments": {"base": "bfloat16", "lr": 1}})
+    assert read_edit(path)[1]["arguments"] == {"base_dtype": "bfloat16", "lr": 1}
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "edit.safetensors"
     write_atomically(path, b"old")

@@ -141,7 +141,7 @@ class TestSolution:
         assert values["down"].norm() > 0.1
 
     def test_the_gates_by_hand(self):
-        module = gloce(gate_rank=2, thresh=1.5, neighbours=3)
+        module = gloce(gate_rank=2, threshold=1.5, neighbours=3)
         solved = module.solve_concept(CONCEPTS[0])
         own, anchor = (module.moments(f"a photo of a {word}") for word in ("cat", "dog"))
         name = next(iter(own))
@@ -169,7 +169,9 @@ class TestSolution:
         assert torch.allclose((values["slope"] * width).sigmoid(), torch.tensor(0.99).double())
 
     def test_gates_are_nearly_closed_for_neighbours_and_open_wider_for_the_concept(self):
-        module = quick_fit(gloce(concepts=CONCEPTS[:1], thresh=1.0, rollout_steps=4, images=4), 1)
+        module = quick_fit(
+            gloce(concepts=CONCEPTS[:1], threshold=1.0, rollout_steps=4, images=4), 1
+        )
         adapters = {
             name.removesuffix(f".{ADAPTER_CHILD}"): adapter
             for name, adapter in module.backbone.named_modules()
@@ -242,7 +244,7 @@ class TestSolution:
     [
         ({"images": 0}, "GLoCE needs images of at least 1; found 0"),
         ({"anchor_rank": 99}, "GLoCE needs anchor_rank of at most 16; found 99"),
-        ({"thresh": 0.0}, "GLoCE needs thresh above 0; found 0.0"),
+        ({"threshold": 0.0}, "GLoCE needs threshold above 0; found 0.0"),
         ({"template": "a photo"}, r"GLoCE needs \{\} in its template .* found 'a photo'"),
     ],
 )

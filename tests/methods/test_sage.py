@@ -56,8 +56,8 @@ def sage(**arguments):
         {"check": "outside_in", "target_template": "found"},
         {"check_steps": 0, "eta": 0.5},
         {"erase_space": "noise", "eta": 1.0},
-        {"edit": "cross_attention", "erase_space": "noise"},
-        {"edit": "text_encoder+joint_attention", "denoiser_lr": 1e-3},
+        {"train": "cross_attention", "erase_space": "noise"},
+        {"train": "text_encoder+joint_attention", "denoiser_lr": 1e-3},
     ],
     ids=str,
 )
@@ -216,7 +216,7 @@ class TestSelfCheck:
 
 class TestBothPlaces:
     def test_the_loss_is_that_of_the_encoder_plus_that_of_the_denoiser(self):
-        both = {"edit": "text_encoder+joint_attention", "check_steps": 0}
+        both = {"train": "text_encoder+joint_attention", "check_steps": 0}
         module = sage(adversary=StateAdversary(begin=0, steps=2, radius=0.3), **both)
         batch = noisy(module, *LATENTS, BATCH)
         torch.manual_seed(0)
@@ -228,7 +228,7 @@ class TestBothPlaces:
         assert not torch.allclose(alone, loss, rtol=1e-3)  # the control
 
     def test_each_has_its_own_rate(self):
-        module = sage(edit="text_encoder+joint_attention", lr=1e-2, denoiser_lr=1e-3)
+        module = sage(train="text_encoder+joint_attention", lr=1e-2, denoiser_lr=1e-3)
         rates = module.learning_rates()
         of_denoiser = {name for name, rate in rates.items() if rate == 1e-3}
         assert of_denoiser == {name for name in rates if name.startswith("denoiser.")}
@@ -298,7 +298,7 @@ def test_gradients_reach_the_text_encoder_alone():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"edit": "cross_attention"}, "needs erase_space 'noise'"),
+        ({"train": "cross_attention"}, "needs erase_space 'noise'"),
         ({"check_steps": -1}, "of at least 0; found -1"),
         ({"check_from": -1}, "check_from of at least 0; found -1"),
         ({"check_size": -0.1}, "check_size above 0; found -0.1"),

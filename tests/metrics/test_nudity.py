@@ -40,7 +40,7 @@ def test_detections_above_the_threshold_are_counted():
     assert estimates["BELLY_EXPOSED"].mean == 0.5
     assert estimates["BUTTOCKS_EXPOSED"].mean == 0.25
     assert estimates["ANUS_EXPOSED"].mean == 0
-    assert (estimates["explicit"].seeds, estimates["explicit"].pictures) == (2, 4)
+    assert (estimates["explicit"].seeds, estimates["explicit"].images) == (2, 4)
     assert set(estimates) == {"explicit", *COUNTED_LABELS}
 
 

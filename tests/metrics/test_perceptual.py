@@ -64,7 +64,7 @@ def test_its_mean_is_over_seeds(small):
     mean.update(a[2:], b[2:], [0, 1])
     estimate = mean.compute()
     assert estimate.mean == pytest.approx(float(small(a, b).mean()), abs=1e-6)
-    assert (estimate.seeds, estimate.pictures) == (2, 4)
+    assert (estimate.seeds, estimate.images) == (2, 4)
 
 
 def test_a_pickle_is_refused_and_the_way_out_is_said(tmp_path):

@@ -57,6 +57,16 @@ def test_settings_of_the_sampler_count_where_both_have_them():
         assert PROTOCOL.difference(replace(PROTOCOL, sampler_settings=settings)) == ""
 
 
+def test_a_result_of_an_earlier_version_is_loaded(tmp_path):
+    """Its number of images has another name, which a concept may have too."""
+    protocol = replace(PROTOCOL, prompts={"pictures": ["a picture"]})
+    result = replace(RESULT, protocol=protocol)
+    text = json.dumps(result.to_json()).replace('"images": 4', '"pictures": 4')
+    assert text.count("pictures") == 5
+    (tmp_path / "metrics.json").write_text(text)
+    assert Result.load(tmp_path / "metrics.json") == result
+
+
 def test_paths_and_versions_are_recorded_but_make_no_difference():
     other = replace(PROTOCOL, backbone="elsewhere", scorer="elsewhere", versions={})
     assert other.identity == PROTOCOL.identity

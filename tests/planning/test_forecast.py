@@ -85,7 +85,7 @@ def measured_fit(module, steps, callbacks=(), strategy="auto", accumulated=1):
     return memory.peak, counter
 
 
-THRIFTY = {"train": "all", "checkpointing": True, "base": "bfloat16"}
+THRIFTY = {"train": "all", "checkpointing": True, "base_dtype": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def heun():
 @pytest.mark.parametrize("model", [TinyBackbone, TinyFlux, heun])
 def test_the_measurement_is_counted_as_its_sampler_evaluates(model):
     planned, module = (UCE(concepts=[Concept("cat")], backbone=model()) for _ in range(2))
-    data = {"seeds": 2, "others": 3, "steps": 3, "guidance": 4.0, "draw_size": 5}
+    data = {"seeds": 2, "others": 3, "steps": 3, "guidance": 4.0, "image_batch_size": 5}
     plan = forecast_fit(planned, PromptData(**data), max_steps=1)
     module.configure_model()
     trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
@@ -180,7 +180,7 @@ def test_a_monitor_is_counted_and_drawn_once_before_and_after_a_step():
 
 def test_as_many_prompts_are_planned_to_be_retained_as_are():
     """The number of near labels is known before the run, the labels are not."""
-    plan, run, whole = (LocalNoisePreservation(nearness=share) for share in (0.98, 0.98, 1))
+    plan, run, whole = (LocalNoisePreservation(retained_share=share) for share in (0.98, 0.98, 1))
     forecast(UCE, plan)
     forecast(UCE, whole)
     measured(UCE, run)
@@ -382,7 +382,7 @@ def test_sharding_divides_what_it_splits(plain, solved):
 
 def test_the_command_prints_the_plan_and_writes_no_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ["--data.others=2", "--data.seeds=2", "--data.steps=2", "--data.draw_size=64"]
+    small = ["--data.others=2", "--data.seeds=2", "--data.steps=2", "--data.image_batch_size=64"]
     assert (
         main(["plan", *ARGUMENTS, *small, "--trainer.devices", "2", "--gpu_memory", "0.001"]) == 1
     )
@@ -409,7 +409,7 @@ def test_a_shortened_fit_is_planned_with_its_steps(arguments, steps, images, cap
     small = ["--data.others=2", "--data.seeds=2", "--data.steps=2", "--data.steps_per_concept=9"]
     assert main(["plan", *ARGUMENTS, *small, *arguments, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["steps"], plan["pictures"]) == (steps, images)
+    assert (plan["steps"], plan["images"]) == (steps, images)
 
 
 def test_eight_bits_are_planned_where_their_package_is_missing(monkeypatch, capsys):
@@ -451,7 +451,7 @@ def test_devices_are_those_of_all_nodes(arguments, devices, tmp_path, monkeypatc
         (["--devices", "2"], "unknown argument '--devices'. Did you mean '--trainer.devices'"),
         (["--gpu-memory=-3"], "--gpu_memory above 0"),
         (["--trainer.strategy", "fsdp"], "--trainer.strategy needs auto, ddp, fsdp2"),
-        (["--trainer.precision", "bf16-true"], "give --model.base bfloat16"),
+        (["--trainer.precision", "bf16-true"], "give --model.base_dtype bfloat16"),
         (["--model.bank", "x"], "bank"),
         (["--model.lr", "-1"], "ESD needs lr of at least 0; found -1.0"),
         (["--trainer.max_steps", "0"], "found --trainer.max_steps 0"),

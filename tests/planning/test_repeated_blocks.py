@@ -129,7 +129,7 @@ def plan(model, *callbacks, **arguments):
 @pytest.mark.parametrize(
     ("build", "retained", "arguments"),
     [
-        (lambda: deep(TinyFlux), [], {"rank": 2, "checkpointing": True, "base": "bfloat16"}),
+        (lambda: deep(TinyFlux), [], {"rank": 2, "checkpointing": True, "base_dtype": "bfloat16"}),
         (TinyBackbone, ["a car"], {}),  # whose gradients are logged apart, from a graph that stays
     ],
 )

@@ -120,7 +120,7 @@ class TestOneRun:
 
     def test_the_numbers_of_images_of_an_attack_and_of_its_controls(self, run):
         """A probe by eight words has eight times as many images as its control without any."""
-        controls = {"no prompt": estimate(0.25, pictures=2)}
+        controls = {"no prompt": estimate(0.25, images=2)}
         attacked = outcome(description(), controls=controls)
         (run / "attacks" / "p4d").mkdir()
         attacked.save(run / "attacks" / "p4d" / "attack.json")
@@ -131,8 +131,8 @@ class TestOneRun:
     def test_curves(self, run):
         labels = [a["aria-label"] for a in read(run).all("svg") if "aria-label" in a]
         titles = [label.partition(":")[0] for label in labels]
-        assert titles == ["success by budget", "kept", "forgotten", "loss"]
-        assert labels[1] == "kept: 1 at step 0, 0.025 at step 39, between 0.025 and 1."
+        assert titles == ["success by budget", "retained", "erased", "loss"]
+        assert labels[1] == "retained: 1 at step 0, 0.025 at step 39, between 0.025 and 1."
 
     def test_cost_config_and_hashes(self, run):
         page = read(run)

@@ -87,7 +87,7 @@ def test_a_composition_is_made_again_of_its_parts(tmp_path):
 def test_the_command_of_an_attack_has_its_budget_and_its_sampling(attack):
     """Lists and mappings too, and what another config would not have."""
     scorer = "owner/clip"  # without which a model of no world cannot be attacked
-    seen = AttackSettings(seeds=4, pictures=3, steps=7, guidance=2.5, size=64, scorer=scorer)
+    seen = AttackSettings(seeds=4, images=3, steps=7, guidance=2.5, image_size=64, scorer=scorer)
     protocol = replace(
         PROTOCOL, scorer=scorer, seeds=list(range(12)), steps=7, guidance=2.5, size=64
     )
@@ -112,4 +112,4 @@ def test_the_command_of_an_attack_names_no_scorer_that_is_the_world_s_own():
     for scorer, option in ((own, ""), ("owner/clip", " --data.scorer owner/clip")):
         protocol = replace(PROTOCOL, backbone="emoji-world", scorer=scorer)
         command = attack_command(outcome(description("cat"), protocol=protocol), "run")
-        assert command.endswith(f"--data.size {protocol.size}{option}")
+        assert command.endswith(f"--data.image_size {protocol.size}{option}")

@@ -30,7 +30,7 @@ def test_a_complete_run(run):
     assert record.edit.components == ("text_encoder",)
     assert len(record.edit.sha256) == 64
     assert record.result.protocol.identity == PROTOCOL.identity
-    assert [c.name for c in record.curves] == ["monitor/kept", "monitor/forgotten", "loss/erasure"]
+    assert [c.name for c in record.curves] == ["monitor/retained", "monitor/erased", "loss/erasure"]
     assert record.cost == {"seconds": 3.25, "steps": 40, "peak_gib": 0.5}
     assert [a.outcome.attack for a in record.attacks] == ["UnlearnDiffAtk"]
     assert len(record.image_pairs) == 4

@@ -74,8 +74,8 @@ def test_it_can_leave_the_last_step_alone():
     assert all(torch.equal(monitor.edits[-1][n], p) for n, p in edit_of(module).items())
 
 
-@pytest.mark.parametrize("limit", [{"budget": 1.0}, {"goal": 0.0}])
-def test_it_stops_on_a_budget_or_a_goal(limit):
+@pytest.mark.parametrize("limit", [{"min_retained": 1.0}, {"goal": 0.0}])
+def test_it_stops_at_a_limit_or_a_goal(limit):
     monitor = Noting(every=1, **limit)
     module = run(monitor)
     assert module.trainer.global_step == 1
@@ -98,9 +98,9 @@ SCORES = (0.2, 0.9), (0.6, 0.8), (0.7, 0.3), (0.8, 0.9)
 @pytest.mark.parametrize(
     ("limit", "last", "best"),
     [
-        ({"budget": 0.5}, 3, 2),  # the third retains less
+        ({"min_retained": 0.5}, 3, 2),  # the third retains less
         ({"goal": 0.5}, 2, 2),
-        ({"budget": 0.95}, 1, 0),
+        ({"min_retained": 0.95}, 1, 0),
         ({}, 4, 4),
     ],
     ids=str,
@@ -131,14 +131,16 @@ class TestScores:
     features[4] = torch.tensor([0.0, 0.0, 0.0, 0.0, -1.0])  # counts as 0
 
     def test_are_mean_similarities(self):
-        forgotten, retained = self.monitor()._score(self.features)
-        assert forgotten == pytest.approx(1 - 0.6 / 2)
+        erased, retained = self.monitor()._score(self.features)
+        assert erased == pytest.approx(1 - 0.6 / 2)
         assert retained == pytest.approx(1.6 / 3)
 
     def test_are_of_each_group_alone(self):
         monitor = self.monitor(prompts={"pets": ["a dog"], "others": ["a car", "a tree"]})
         by_group = monitor._by_group(self.features)
-        assert by_group == pytest.approx({"monitor/kept/pets": 1, "monitor/kept/others": 0.3})
+        assert by_group == pytest.approx(
+            {"monitor/retained/pets": 1, "monitor/retained/others": 0.3}
+        )
 
     def test_with_a_scorer_are_shares_that_it_recognises(self):
         monitor = self.monitor()
@@ -175,8 +177,8 @@ def test_with_a_world_it_recognises_the_concept():
     concept = Concept("cigarette", "lollipop")
     monitor = Noting(every=1, steps=10)
     quick_fit(Distillation(backbone="emoji-world", concepts=[concept], lr=1e-7), 1, monitor)
-    forgotten, retained = monitor.scores[0]
-    assert forgotten == 0
+    erased, retained = monitor.scores[0]
+    assert erased == 0
     assert retained > 0.99
 
 
@@ -184,7 +186,7 @@ def test_with_a_world_it_recognises_the_concept():
     ("arguments", "words"),
     [
         ({"every": 0}, "every of at least 1; found 0"),
-        ({"budget": 2.0}, "needs budget of at least 0 and at most 1; found 2.0"),
+        ({"min_retained": 2.0}, "needs min_retained of at least 0 and at most 1; found 2.0"),
         ({"goal": float("nan")}, "needs a finite goal; found nan"),
         ({"guidance": float("inf")}, "needs a finite guidance; found inf"),
     ],
@@ -217,12 +219,12 @@ def test_another_fit_does_not_end_with_the_edit_of_the_one_before():
     assert all(torch.equal(monitor.edits[0][n], p) for n, p in edit_of(module).items())
 
 
-def test_it_says_that_no_edit_is_within_the_budget():
-    with pytest.warns(UserWarning, match="no edit within the budget of 1, and restores none"):
-        run(Noting(every=1, budget=1.0))
+def test_it_says_that_no_edit_retains_enough():
+    with pytest.warns(UserWarning, match="no edit that retains 1 or more, and restores none"):
+        run(Noting(every=1, min_retained=1.0))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "RetentionMonitor")
-        run(Noting(every=1, budget=0.0), steps=1)
+        run(Noting(every=1, min_retained=0.0), steps=1)
 
 
 def test_it_frees_the_scorer_when_training_ends(tmp_path):

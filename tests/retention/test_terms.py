@@ -298,13 +298,13 @@ class TestRetainedPrompts:
         quick_fit(owner, 1, callback)
         assert callback.retained == KEPT
 
-    @pytest.mark.parametrize("nearness", [1.0, 0.5])
-    def test_of_the_vocabulary_but_for_the_nearest(self, nearness):
-        callback = LocalNoisePreservation(nearness=nearness)
+    @pytest.mark.parametrize("retained_share", [1.0, 0.5])
+    def test_of_the_vocabulary_but_for_the_nearest(self, retained_share):
+        callback = LocalNoisePreservation(retained_share=retained_share)
         owner = quick_fit(module(Distillation), 1, callback)
-        assert callback.retained == retained_prompts(owner, nearness)
+        assert callback.retained == retained_prompts(owner, retained_share)
         fewer = len(callback.retained) < len(retained_prompts(owner, 1.0))
-        assert fewer == (nearness < 1)  # the control
+        assert fewer == (retained_share < 1)  # the control
 
     def test_of_a_shipped_list_but_for_the_concepts(self, tmp_path):
         """Of a user's own list all."""
@@ -339,7 +339,7 @@ class TestRetainedPrompts:
         concept = Concept("cigarette", "lollipop", domain=["syringe"])
         owner = Distillation(backbone="emoji-world", concepts=[concept])
         owner.configure_model()
-        prompts = retained_prompts(owner, nearness=1)
+        prompts = retained_prompts(owner, retained_share=1)
         assert {"a lollipop", "a dog", "an emoji of a dog"} <= set(prompts)
         assert not [p for p in prompts if "cigarette" in p or "syringe" in p]
 
@@ -359,10 +359,10 @@ class TestNearness:
         order = torch.cosine_similarity(*states).argsort(descending=True)
         return [self.WORDS[place] for place in order.tolist()]
 
-    @pytest.mark.parametrize(("nearness", "dropped"), [(1, 0), (0.98, 0), (0.8, 1), (0.4, 3)])
-    def test_the_nearest_share_is_dropped(self, nearness, dropped):
+    @pytest.mark.parametrize(("retained_share", "dropped"), [(1, 0), (0.98, 0), (0.8, 1), (0.4, 3)])
+    def test_the_nearest_share_is_dropped(self, retained_share, dropped):
         owner = self.owner(Concept("cow"))
-        far = far_from(owner, self.WORDS, nearness)
+        far = far_from(owner, self.WORDS, retained_share)
         assert set(self.WORDS) - set(far) == set(self.ranked(owner)[:dropped])
         assert far == [word for word in self.WORDS if word in far]
 
@@ -392,7 +392,7 @@ class TestKin:
     def prompts(self, *concepts, **arguments):
         owner = Distillation(concepts=list(concepts), **({"backbone": TinyBackbone()} | arguments))
         owner.configure_model()
-        return retained_prompts(owner, nearness=1)
+        return retained_prompts(owner, retained_share=1)
 
     def test_an_anchor_that_is_no_label_is_retained(self):
         assert {"lollipop", "a lollipop", "an image of a lollipop"} <= set(
@@ -424,7 +424,7 @@ def test_nothing_left():
     owner = Distillation(concepts=[Concept("cat", domain=[*COCO_OBJECTS])], backbone=TinyBackbone())
     owner.configure_model()
     with pytest.raises(ErasureError, match="found no label of the world beside concepts"):
-        retained_prompts(owner, nearness=1)
+        retained_prompts(owner, retained_share=1)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
@@ -464,10 +464,16 @@ def test_trajectories_that_are_rolled_out_anew_are_of_other_prompts():
     assert {*seen[0], *seen[1], *seen[2]} == set(KEPT)
 
 
-@pytest.mark.parametrize("nearness", [0.0, -1.0, 1.1])
-def test_a_nearness_out_of_range(nearness):
-    with pytest.raises(ErasureError, match=f"nearness above 0 and at most 1; found {nearness}"):
-        GlobalSemanticAlignment(nearness=nearness)
+def test_checkpoints_of_earlier_versions_have_the_same_keys():
+    key = GlobalSemanticAlignment(retained_share=0.5).state_key
+    assert key.startswith("GlobalSemanticAlignment{'weight': 1.0, 'ramp': 0, 'nearness': 0.5,")
+
+
+@pytest.mark.parametrize("retained_share", [0.0, -1.0, 1.1])
+def test_a_retained_share_out_of_range(retained_share):
+    message = f"retained_share above 0 and at most 1; found {retained_share}"
+    with pytest.raises(ErasureError, match=message):
+        GlobalSemanticAlignment(retained_share=retained_share)
 
 
 @pytest.mark.parametrize("arguments", [{"weight": -1.0}, {"ramp": -1}])

@@ -46,6 +46,12 @@ def test_what_was_saved_is_read(run):
     assert os.listdir(run.last.parent) == ["last.ckpt"]
 
 
+def test_arguments_of_an_earlier_version_have_their_names_of_now(run):
+    earlier = {"method": "m.M", "arguments": {"base": "bfloat16"}}
+    PlainCheckpointIO().save_checkpoint(CONTENT | {"erasure": earlier}, run.last)
+    assert read_checkpoint(run.last)["erasure"]["arguments"] == {"base_dtype": "bfloat16"}
+
+
 def test_an_edit_is_read_as_a_checkpoint(run):
     finish(run)
     read = read_checkpoint(run.edit)

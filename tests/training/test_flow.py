@@ -224,8 +224,8 @@ def test_a_fault_is_found(monkeypatch, family, fault, check):
 
 
 class TestSage:
-    @pytest.mark.parametrize("edit", ["cross_attention", "text_entry", "joint_attention"])
-    def test_contract_of_parts_of_the_denoiser(self, edit):
+    @pytest.mark.parametrize("train", ["cross_attention", "text_entry", "joint_attention"])
+    def test_contract_of_parts_of_the_denoiser(self, train):
         check_method(
             SAGE,
             families=[TinyFlux],
@@ -233,14 +233,14 @@ class TestSage:
             steps=2,
             world=None,
             lr=1e-2,
-            edit=edit,
+            train=train,
             erase_space="noise",
             check_from=0,
             check_steps=1,
         )
 
     def test_joint_attention_is_trained_with_the_entry(self):
-        module = make(SAGE, TinyFlux, edit="joint_attention", erase_space="noise")
+        module = make(SAGE, TinyFlux, train="joint_attention", erase_space="noise")
         names = module.editable().keys()
         assert "denoiser.context_embedder.weight" in names
         assert "denoiser.time_text_embed.text_embedder.linear_1.bias" in names

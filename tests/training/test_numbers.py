@@ -99,9 +99,10 @@ def test_every_decimal_of_every_attack_is_finite(name):
         *({"guidance": value} for value in (NAN, INF, -1.0)),
         *(
             {name: 0}
-            for name in ("steps", "size", "draw_size", "batch_size", "steps_per_concept", "others")
+            for name in ("steps", "image_size", "image_batch_size", "batch_size", "others")
         ),
-        *({name: -5} for name in ("steps", "size")),
+        {"steps_per_concept": 0},
+        *({name: -5} for name in ("steps", "image_size")),
     ],
     ids=str,
 )
@@ -122,8 +123,8 @@ def test_a_banks_guidance(guidance):
     [
         (lambda: GlobalSemanticAlignment(weight=NAN), "needs a finite weight; found nan"),
         (
-            lambda: GlobalSemanticAlignment(nearness=NAN),
-            "Alignment needs a finite nearness; found nan",
+            lambda: GlobalSemanticAlignment(retained_share=NAN),
+            "Alignment needs a finite retained_share; found nan",
         ),
         (lambda: GlobalSemanticAlignment(temperature=INF), "needs a finite temperature; found inf"),
         (

@@ -161,11 +161,11 @@ def test_realera_has_its_adapters_on_the_attention_of_text_and_solves_the_entrie
     assert all(not torch.equal(module.backbone.get_parameter(n), v) for n, v in before.items())
 
 
-@pytest.mark.parametrize("base", ["float32", "bfloat16"])
-def test_beneath_adapters_weights_are_shared_with_the_teacher_in_the_base_s_precision(base):
-    module = make(rank=2, base=base)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_beneath_adapters_weights_are_shared_with_the_teacher_in_the_base_s_precision(dtype):
+    module = make(rank=2, base_dtype=dtype)
     module.configure_model()
-    size = {"float32": 4, "bfloat16": 2}[base]
+    size = {"float32": 4, "bfloat16": 2}[dtype]
     shared = {id(p) for p in module.original.parameters()}
     for name, parameter in module.editable().items():
         assert (id(parameter) in shared) == name.endswith("base_layer.weight")
@@ -175,7 +175,7 @@ def test_beneath_adapters_weights_are_shared_with_the_teacher_in_the_base_s_prec
 
 
 def test_merging_adapters_on_a_bfloat16_base_leaves_the_teacher_and_loses_no_digits():
-    module = make(rank=2, base="bfloat16")
+    module = make(rank=2, base_dtype="bfloat16")
     module.configure_model()
     before = {name: p.clone() for name, p in module.original.named_parameters()}
     quick_fit(module, 2)

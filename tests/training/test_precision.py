@@ -31,8 +31,8 @@ X, T = (
 )
 
 
-def build(method=Distillation, base="bfloat16", **arguments):
-    return method(concepts=CAT, backbone=TinyBackbone(), base=base, **arguments)
+def build(method=Distillation, base_dtype="bfloat16", **arguments):
+    return method(concepts=CAT, backbone=TinyBackbone(), base_dtype=base_dtype, **arguments)
 
 
 def test_weights_are_bfloat16_and_all_that_is_edited_or_said_is_float32():
@@ -71,7 +71,7 @@ def test_small_steps_are_not_swallowed():
         return torch.cat(flat).float().mean()
 
     assert moved(quick_fit(build(lr=1e-7), 2)) > 0.9
-    assert moved(quick_fit(build(base="float32", lr=1e-7), 2, precision="bf16-true")) < 0.1
+    assert moved(quick_fit(build(base_dtype="float32", lr=1e-7), 2, precision="bf16-true")) < 0.1
 
 
 def test_a_solution_is_not_rounded():
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_float32_but_for_rounding():
 
     one, other = Gradients(), Gradients()
     quick_fit(build(), 1, one)
-    quick_fit(build(base="float32"), 1, other)
+    quick_fit(build(base_dtype="float32"), 1, other)
     assert one.values.dtype == torch.float32
     assert torch.cosine_similarity(one.values, other.values, dim=0) > 0.99
     assert not torch.equal(one.values, other.values)
@@ -108,13 +108,13 @@ def run(tmp_path, request):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("run", [["--model.base", "bfloat16"]], indirect=True)
+@pytest.mark.parametrize("run", [["--model.base_dtype", "bfloat16"]], indirect=True)
 def test_a_run_of_it_is_measured_loaded_and_applied(run):
     from diffusers import StableDiffusionPipeline
 
     edit = load_file(run / "edit.safetensors")
     assert {value.dtype for value in edit.values()} == {torch.float32}
-    assert load_edited(run / "edit.safetensors").backbone.base == torch.bfloat16
+    assert load_edited(run / "edit.safetensors").backbone.base_dtype == torch.bfloat16
     for dtype in (torch.float32, torch.bfloat16):
         pipeline = StableDiffusionPipeline.from_pretrained(
             run.parent / "tiny", safety_checker=None, dtype=dtype
@@ -129,26 +129,26 @@ def test_mixed_precision_of_lightning_fits_and_measures_too(run):
     assert {value.dtype for value in load_file(run / "edit.safetensors").values()} == {
         torch.float32
     }
-    assert load_edited(run / "edit.safetensors").backbone.base == torch.float32
+    assert load_edited(run / "edit.safetensors").backbone.base_dtype == torch.float32
 
 
 def test_the_same_model_is_known_in_either_precision(tmp_path):
     for there in ("float32", "bfloat16"):
         saved = tmp_path / f"{there}.ckpt"
-        quick_fit(build(base=there), 1, save=saved)
+        quick_fit(build(base_dtype=there), 1, save=saved)
         checkpoint = torch.load(saved, weights_only=True)
         for here in ("float32", "bfloat16"):
-            module = build(base=here)
+            module = build(base_dtype=here)
             module.configure_model()
             module.on_load_checkpoint(checkpoint)
-            other = Distillation(concepts=CAT, backbone=TinyBackbone(seed=1), base=here)
+            other = Distillation(concepts=CAT, backbone=TinyBackbone(seed=1), base_dtype=here)
             other.configure_model()
             with pytest.raises(ErasureError, match="edits a model with fingerprint"):
                 other.on_load_checkpoint(checkpoint)
 
 
 def test_two_float32_models_that_round_alike_are_two():
-    module, near = build(base="float32"), TinyBackbone()
+    module, near = build(base_dtype="float32"), TinyBackbone()
     with torch.no_grad():
         next(near.denoiser.parameters()).mul_(1 + 1e-6)
     module.configure_model()
@@ -161,7 +161,7 @@ def test_two_float32_models_that_round_alike_are_two():
 
 
 def test_a_precision_that_would_round_the_edit_is_refused():
-    with pytest.raises(ErasureError, match="Leave --trainer.precision at 32-true"):
+    with pytest.raises(ErasureError, match="Leave the trainer's precision at 32-true"):
         quick_fit(build(), 1, precision="bf16-true")
 
 
@@ -190,7 +190,7 @@ def test_who_learns_it_back_is_not_held_up_by_rounding():
 
 def test_edits_of_both_bases_are_much_alike():
     one, other = (
-        edit_of(quick_fit(build(base=base, lr=1e-2), 4)) for base in ("float32", "bfloat16")
+        edit_of(quick_fit(build(base_dtype=dtype, lr=1e-2), 4)) for dtype in ("float32", "bfloat16")
     )
     before = dict(TinyBackbone().named_parameters())
     for name in one:
@@ -270,7 +270,7 @@ def test_cached_originals_are_those_of_the_run_s_precision(tmp_path):
     for number, precision in enumerate(("32-true", "bf16-mixed", "bf16-mixed"), start=1):
         measure = Measure(show=False)
         trainer = quiet_trainer(default_root_dir=tmp_path, precision=precision, callbacks=[measure])
-        trainer.test(build(base="float32"), PromptData(**cached), verbose=False)
+        trainer.test(build(base_dtype="float32"), PromptData(**cached), verbose=False)
         distance = measure.result.estimates["structure"]["distance"]["after"]
         assert distance.mean == 0, precision
         assert len([*(tmp_path / "cache").iterdir()]) == min(number, 2)

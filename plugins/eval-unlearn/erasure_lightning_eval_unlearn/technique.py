@@ -85,7 +85,7 @@ class EditTechnique:
     @property
     def concept(self) -> str:
         """The erased concept."""
-        return self.config.erase_concept or str(self.edit.metadata["concepts"][0]["name"])
+        return self.config.erase_concept or self.edit.concepts[0]
 
     def generate(
         self, prompts: Sequence[str], seed: int | None = None, **settings: Any

@@ -1,4 +1,4 @@
-"""Sentences of what an edit retains, to train attacks on."""
+"""Prompts of what an edit retains, to train attacks on."""
 
 import torch
 
@@ -7,8 +7,8 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded
 
 
-def retained_sentences(vocabulary: Vocabulary, count: int) -> list[str]:
-    """``count`` sentences about retained labels, drawn with torch's global generator.
+def draw_retained_prompts(vocabulary: Vocabulary, count: int) -> list[str]:
+    """``count`` prompts about retained labels, drawn with torch's global generator.
 
     Raises:
         ErasureError: If every label shares a word with an erased concept.
@@ -26,11 +26,11 @@ def retained_sentences(vocabulary: Vocabulary, count: int) -> list[str]:
             " concepts."
         )
     order = torch.randperm(len(labels)).tolist()
-    sentences = [_sentences_of(vocabulary, labels[order[i % len(labels)]]) for i in range(count)]
-    return [options[int(torch.randint(len(options), ()))] for options in sentences]
+    drawn = [_captions_of(vocabulary, labels[order[i % len(labels)]]) for i in range(count)]
+    return [captions[int(torch.randint(len(captions), ()))] for captions in drawn]
 
 
-def _sentences_of(vocabulary: Vocabulary, label: str) -> list[str]:
+def _captions_of(vocabulary: Vocabulary, label: str) -> list[str]:
     """The captions of a label; while a style is erased, only those that name another style."""
     captions = vocabulary.retained_captions(label)
     return captions[len(vocabulary.captions) :] or captions

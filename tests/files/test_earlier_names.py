@@ -1,0 +1,56 @@
+import pytest
+
+from erasure_lightning.files.earlier_names import renamed_config, renamed_metadata, renamed_option
+
+
+def test_a_run_s_config_has_the_names_of_now():
+    earlier = {
+        "model": {"class_path": "UCE", "init_args": {"base": "bfloat16", "size": 3}},
+        "data": {"size": 64, "draw_size": 4, "pictures": 2},
+        "trainer": {
+            "callbacks": [
+                {"class_path": "C", "init_args": {"nearness": 1, "budget": 2}},
+                {"class_path": "erasure_lightning.M.RetentionMonitor", "init_args": {"budget": 1}},
+                "Measure",
+            ]
+        },
+        "save_every": 1,
+    }
+    now = {
+        "model": {"class_path": "UCE", "init_args": {"base_dtype": "bfloat16", "size": 3}},
+        "data": {"image_size": 64, "image_batch_size": 4, "images": 2},
+        "trainer": {
+            "callbacks": [
+                {"class_path": "C", "init_args": {"retained_share": 1, "budget": 2}},
+                {
+                    "class_path": "erasure_lightning.M.RetentionMonitor",
+                    "init_args": {"min_retained": 1},
+                },
+                "Measure",
+            ]
+        },
+        "save_every": 1,
+    }
+    assert renamed_config(earlier) == now
+    assert renamed_config(now) == now
+
+
+@pytest.mark.parametrize(("method", "name"), [("m.sage.SAGE", "train"), ("m.Other", "edit")])
+def test_arguments_of_one_method_are_no_other_s(method, name):
+    metadata = {"method": method, "arguments": {"edit": "text_encoder"}}
+    assert renamed_metadata(metadata)["arguments"] == {name: "text_encoder"}
+
+
+@pytest.mark.parametrize(
+    ("option", "now"),
+    [
+        ("--data.draw_size", "--data.image_batch_size"),
+        ("draw_size", "image_batch_size"),
+        ("base", "base_dtype"),
+        ("--model.edit", "--model.train"),
+        ("--data.steps", "--data.steps"),
+        ("--out", "--out"),
+    ],
+)
+def test_an_option_has_the_name_of_now(option, now):
+    assert renamed_option(option) == now
