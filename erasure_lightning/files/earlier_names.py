@@ -6,11 +6,20 @@ from typing import Any
 #: Arguments of methods.
 _OF_METHODS = {"base": "base_dtype", "thresh": "threshold"}
 
-#: Arguments of SAGE.
-_OF_SAGE = {"edit": "train"}
+#: Arguments of one method, which have another meaning in others.
+_OF_METHOD = {
+    "sage": {"edit": "train"},
+    **dict.fromkeys(("mace", "eap", "trce", "age"), {"preserve": "preserve_scale"}),
+    **dict.fromkeys(("receler", "spm"), {"guidance": "eta"}),
+}
 
 #: Arguments of `PromptData` and of `AttackSettings`.
-_OF_DATA = {"size": "image_size", "draw_size": "image_batch_size", "pictures": "images"}
+_OF_DATA = {
+    "rounds": "steps_per_concept",
+    "size": "image_size",
+    "draw_size": "image_batch_size",
+    "pictures": "images",
+}
 
 #: Arguments of retention callbacks.
 _OF_CALLBACKS = {"nearness": "retained_share"}
@@ -26,7 +35,7 @@ def renamed_option(option: str) -> str:
         option: Its name, with or without the section and the dashes.
     """
     section, dot, name = option.rpartition(".")
-    every = _OF_METHODS | _OF_SAGE | _OF_DATA | _OF_CALLBACKS | _OF_MONITOR
+    every = _OF_METHODS | _OF_METHOD["sage"] | _OF_DATA | _OF_CALLBACKS | _OF_MONITOR
     return f"{section}{dot}{every.get(name, name)}"
 
 
@@ -87,8 +96,8 @@ def renamed_count(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names_of_method(class_path: Any) -> dict[str, str]:
-    is_sage = str(class_path).rpartition(".")[2].casefold() == "sage"
-    return _OF_METHODS | (_OF_SAGE if is_sage else {})
+    name = str(class_path).rpartition(".")[2].casefold()
+    return _OF_METHODS | _OF_METHOD.get(name, {})
 
 
 def _renamed_options(options: Mapping[str, Any]) -> dict[str, Any]:
