@@ -9,8 +9,8 @@ _OF_METHODS = {"base": "base_dtype", "thresh": "threshold"}
 #: Arguments of one method, which have another meaning in others.
 _OF_METHOD = {
     "sage": {"edit": "train"},
-    **dict.fromkeys(("mace", "eap", "trce", "age"), {"preserve": "preserve_scale"}),
-    **dict.fromkeys(("receler", "spm"), {"guidance": "eta"}),
+    **{method: {"preserve": "preserve_scale"} for method in ("mace", "eap", "trce", "age")},
+    **{method: {"guidance": "eta"} for method in ("receler", "spm")},
 }
 
 #: Arguments of `PromptData` and of `AttackSettings`.
