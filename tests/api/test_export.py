@@ -439,6 +439,16 @@ def test_factors_of_an_edit_of_other_weights_are_those_of_the_pipeline(path, for
     assert (latents(other) - latents(pipeline)).abs().max() < 1e-3 * latents(pipeline).abs().max()
 
 
+@pytest.mark.parametrize("format", ["lora", "kohya-lora"])
+def test_factors_above_a_closed_form_are_exported_with_its_change(path, format):
+    pipeline = stock(TinyBackbone)
+    settings = {"method": "RealEra", "merge": False, "steps": 1, "anchor": "dog"}
+    erase(pipeline, "cat", **settings, **QUICK).export(path, format, energy=1)
+    other = stock(TinyBackbone)
+    other.load_lora_weights(str(path))
+    assert (latents(other) - latents(pipeline)).abs().max() < 1e-3 * latents(pipeline).abs().max()
+
+
 @pytest.mark.parametrize("left", [0.5, None])
 def test_a_checkpoint_is_what_the_pipeline_is(left, tmp_path):
     """Also once the edit beneath has another strength, or has gone."""
