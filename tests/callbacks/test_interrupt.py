@@ -222,6 +222,27 @@ def test_a_run_that_has_all_its_steps_is_not_gone_on_with(folder, monkeypatch, c
     assert f"has taken {CUT} steps, and --trainer.max_steps is {CUT}." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (("--model.concepts", "[{name: star, anchor: dog}]"), "concepts"),
+        (("--model.concepts", "[{name: cat, anchor: dog}, {name: star, anchor: dog}]"), "concepts"),
+        (("--model.lr", "0.5"), "lr"),
+    ],
+)
+def test_what_a_checkpoint_holds_the_state_of_is_not_changed(folder, capsys, option, named):
+    """Trajectories are of the old concepts, and the optimizer's state has the old rate."""
+    run = ["--ckpt_path", str(folder / "short")]
+    assert main(["fit", *run, *option]) == 2
+    assert f"needs its own {named}, which last.ckpt holds the state of" in capsys.readouterr().err
+
+
+def test_another_argument_of_a_source_of_latents_is_a_warning(folder, capsys):
+    run = ["--ckpt_path", str(folder / "short"), "--run_dir", str(folder / "other")]
+    assert main(["fit", *run, "--model.latents.init_args.steps", "7"]) == 0
+    assert "latents.steps 7 (checkpoint: 3)" in capsys.readouterr().err
+
+
 def test_a_second_signal_stops_at_once():
     keeper = LastCheckpoint()
     with keeper.watching():
