@@ -116,7 +116,7 @@ class HeldEdit(NamedTuple):
         if transformer is not None:
             kind = type(getattr(transformer, "_orig_mod", transformer)).__name__
             return _FAMILIES.get(kind, type(self.pipeline).__name__)
-        is_xl = getattr(self.pipeline, "text_encoder_2", None) is not None
+        is_xl = hasattr(self.pipeline, "text_encoder_2")  # it may be loaded without
         return "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
 
     def modules(self, names: Iterable[str]) -> dict[str, nn.Module]:

@@ -510,6 +510,21 @@ def test_a1111_lists_a_kohya_lora_for_its_own_version(family, width, version, se
     assert (read.get("ss_base_model_version"), read["ss_v2"]) == (version, second)
 
 
+def test_a_pipeline_without_its_second_text_encoder_is_of_its_family(path):
+    """As it is loaded for prompts that are encoded already."""
+    _, edit = shared(TinyXL, "closed")
+    pipeline = stock(TinyXL)
+    pipeline.text_encoder_2 = None
+    export_edit(
+        load_edit(edit.save(path.with_name("edit.safetensors"))),
+        path,
+        "kohya-lora",
+        pipeline=pipeline,
+    )
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["ss_base_model_version"] == "sdxl_base_v1-0"
+
+
 def documented_reader():
     """The code block of docs/export.md that reads gated adapters without the package."""
     text = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
