@@ -152,9 +152,11 @@ class Run:
             ErasureError: If there is nothing to resume.
         """
         if self.edit.exists():
+            call = self.command if self.in_python else ""
+            measure = call or f"erasure test --ckpt_path {shell_word(self.root)}"
             raise ErasureError(
                 f"{self.root} holds a finished run ({self.edit.name}): nothing is left to resume."
-                f" Measure it with `erasure test --ckpt_path {shell_word(self.root)}`, or start"
+                f" Measure it with `{measure}`, or start"
                 " another with --run_dir."
             )
 

@@ -69,6 +69,8 @@ def test_a_run_that_was_interrupted_is_resumed_bit_for_bit(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one | other)
     with pytest.raises(ErasureError, match=rf"Measure it with `evaluate\('{cut}', pipeline"):
         three_steps(esd(), cut)
+    with pytest.raises(ErasureError, match="left to resume. Measure it with `evaluate"):
+        three_steps(esd(), cut, resume=True)
     with pytest.raises(ErasureError, match="No checkpoint at"):
         three_steps(esd(), tmp_path / "none", resume=True)
 

@@ -11,7 +11,8 @@ import yaml
 from erasure_lightning import compose
 from erasure_lightning.benchmark.suite import MethodEntry
 from erasure_lightning.benchmark.suite_reader import SuiteReader
-from erasure_lightning.callbacks.measure import Measure
+from erasure_lightning.callbacks.interrupt import Interrupted
+from erasure_lightning.cli import composed_fit
 from erasure_lightning.cli.configs import config_content
 from erasure_lightning.cli.main import main
 from erasure_lightning.edits.edit import read_edit
@@ -98,10 +99,10 @@ def test_an_interrupted_measurement_is_resumed_too(run, monkeypatch, capsys):
     (run / "metrics.json").unlink()
 
     def interrupt(*_):
-        signal.raise_signal(signal.SIGINT)
+        raise Interrupted(signal.SIGINT, "Interrupted at once.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Measure, "take", interrupt)
+        patched.setattr(composed_fit, "run", interrupt)
         assert main(["fit", "--config", "both.yaml", *SHARED]) == 130
     assert "The same command as before resumes all parts." in capsys.readouterr().out
     assert main(["fit", "--config", "both.yaml", *SHARED]) == 0
