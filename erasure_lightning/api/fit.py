@@ -37,7 +37,12 @@ from erasure_lightning.files.locks import lock_folder
 from erasure_lightning.runs.csv_log import MetricsFile
 from erasure_lightning.runs.folder import Run, default_run, unused_folder
 from erasure_lightning.training.base import ErasureModule
-from erasure_lightning.training.checkpoints import PlainCheckpointIO
+from erasure_lightning.training.checkpoints import (
+    PlainCheckpointIO,
+    check_resumption,
+    locate_checkpoint,
+    read_checkpoint,
+)
 from erasure_lightning.training.strategies import register_strategies
 
 #: Arguments of the trainer that neither a config nor an argument sets.
@@ -58,6 +63,7 @@ def fit(
     data: PromptData | None = None,
     *,
     run_dir: str | Path | None = None,
+    resume: bool = False,
     callbacks: Sequence[Callback] = (),
     logger: Sequence[Logger] | bool = True,
     measure: bool = True,
@@ -72,6 +78,8 @@ def fit(
         module: The method, with its concepts and backbone.
         data: Prompts to train on and images to measure; by default `PromptData` of its defaults.
         run_dir: The run's folder, which must hold no run; by default ``runs/METHOD-CONCEPTS``.
+        resume: Go on from the last checkpoint of an interrupted run in that folder, with a module,
+            data and arguments like those that it began with.
         callbacks: Retention callbacks, and any others; those that every run has are added.
         logger: Loggers beside the run's ``metrics.csv``; False for none at all.
         measure: Whether the edit is measured when training has ended.
@@ -85,8 +93,8 @@ def fit(
         The run's folder, by the names of its files.
 
     Raises:
-        ErasureError: If the folder holds a run, an argument cannot be used, or the edit would
-            change no weight or hold NaN.
+        ErasureError: If the folder holds a run, or none to resume, an argument cannot be used, or
+            the edit would change no weight or hold NaN.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -99,15 +107,18 @@ def fit(
         ...     run.edit.name
         'edit.safetensors'
     """
-    run = Run(Path(run_dir)) if run_dir is not None else _default_run(module)
-    run.check_unused("run_dir")
-    keeper = LastCheckpoint(save_every)
+    run = Run(Path(run_dir) if run_dir is not None else _default_folder(module), in_python=True)
+    check = run.check_resumable if resume else partial(run.check_unused, "run_dir")
+    check()
+    steps = trainer.get("max_steps", default_steps(module))
+    checkpoint = _resumed(run, module, steps) if resume else None
+    keeper = LastCheckpoint(save_every, in_python=True)
     watchdog = Watchdog(hang_timeout)
     register_strategies(module.has_unused, hang_timeout)
     with quiet(), keeper.watching():
         session = make_trainer(
             fit,
-            **TRAINER | {"max_steps": default_steps(module)} | trainer,
+            **TRAINER | trainer | {"max_steps": steps},
             default_root_dir=str(run.root),
             logger=run_loggers(run, logger),
             callbacks=run_callbacks(callbacks, keeper, watchdog, progress_bar=progress_bar),
@@ -116,9 +127,20 @@ def fit(
         )
         keeper.listen_in(session)
         torch.manual_seed(module.seed)
-        with running(session, run, watchdog, partial(run.check_unused, "run_dir")):
-            train(session, module, data or PromptData(), measure=measure)
+        with running(session, run, watchdog, check):
+            train(session, module, data or PromptData(), checkpoint, measure=measure)
     return run
+
+
+def _resumed(run: Run, module: ErasureModule, max_steps: int) -> Path:
+    """The checkpoint from which a module's run goes on.
+
+    Raises:
+        ErasureError: If there is none, or none of such a run.
+    """
+    path = locate_checkpoint(str(run.root), "fit")
+    check_resumption(path, read_checkpoint(path), module.arguments(), max_steps)
+    return path
 
 
 def run_callbacks(
@@ -240,5 +262,5 @@ def train(
         trainer.test(module, datamodule=data, verbose=False)
 
 
-def _default_run(module: ErasureModule) -> Run:
-    return default_run(type(module).__name__, [concept.name for concept in module.concepts])
+def _default_folder(module: ErasureModule) -> Path:
+    return default_run(type(module).__name__, [concept.name for concept in module.concepts]).root

@@ -1,6 +1,7 @@
 """Checkpoints of runs that are killed or interrupted."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,6 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from erasure_lightning.distributed.lightning_internals import after_signal_handlers
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.words import shell_word
 from erasure_lightning.runs.folder import Run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -42,13 +42,15 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every: Steps between two saves, at least 1.
+        in_python: Whether the run is one of `fit` in Python.
 
     Raises:
         ErasureError: If ``every`` is below 1.
     """
 
-    def __init__(self, every: int = 25) -> None:
+    def __init__(self, every: int = 25, in_python: bool = False) -> None:
         self.set_every(every)
+        self.in_python = in_python
         self._signal: int | None = None
         self._training = False
         self._stopping = False
@@ -75,7 +77,7 @@ class LastCheckpoint(Checkpoint):
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                _handle(number, handler)
 
     def listen_in(self, trainer: Trainer) -> None:
         """Replace a trainer's signal handlers, which wait for the other ranks."""
@@ -84,13 +86,13 @@ class LastCheckpoint(Checkpoint):
 
     def _set_handlers(self) -> None:
         for number in SIGNALS:
-            signal.signal(number, self._on_signal)
+            _handle(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._training and self._signal is None:
             self._signal = number
             return
-        raise Interrupted(number, at_once(self._trainer))
+        raise Interrupted(number, at_once(self._trainer, self.in_python))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Interruptions from here on save the run."""
@@ -114,7 +116,7 @@ class LastCheckpoint(Checkpoint):
             saved = f"Interrupted after step {trainer.global_step} and saved; go on with"
             raise Interrupted(
                 self._signal or signal.SIGTERM,
-                f"{saved} `erasure fit --ckpt_path {shell_word(trainer.default_root_dir)}`.",
+                f"{saved} `{_run(trainer, self.in_python).command}`.",
             )
 
     def on_train_batch_end(
@@ -149,23 +151,30 @@ class LastCheckpoint(Checkpoint):
             written = "Interrupted after the last step; the edit is written. Measure it with"
             raise Interrupted(
                 self._signal or signal.SIGTERM,
-                f"{written} `erasure test --ckpt_path {shell_word(trainer.default_root_dir)}`.",
+                f"{written} `{_run(trainer, self.in_python).command}`.",
             )
 
 
-def at_once(trainer: Trainer | None) -> str:
+def at_once(trainer: Trainer | None, in_python: bool = False) -> str:
     """Message of an interruption without a save, with the command to resume.
 
     Args:
         trainer: Trainer of the run, if it exists yet.
+        in_python: Whether the run is one of `fit` in Python.
     """
-    command = _run(trainer).command if trainer else ""
+    command = _run(trainer, in_python).command if trainer else ""
     go_on = f" Go on with `{command}`." if command else ""
     return f"Interrupted at once; what was written before is untouched.{go_on}"
 
 
-def _run(trainer: Trainer) -> Run:
-    return Run(Path(trainer.default_root_dir))
+def _handle(number: int, handler: Any) -> None:
+    """Set a signal's handler in the main thread, the only one that signals reach."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
+
+
+def _run(trainer: Trainer, in_python: bool = False) -> Run:
+    return Run(Path(trainer.default_root_dir), in_python)
 
 
 def _any(trainer: Trainer, flag: bool) -> bool:

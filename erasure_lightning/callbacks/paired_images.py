@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from erasure_lightning.data.image_plan import ImageBatch, ImageRequest
-from erasure_lightning.distributed.collectives import all_gather_items
+from erasure_lightning.distributed.collectives import all_gather_items, rank
 from erasure_lightning.training.base import ErasureModule
 
 
@@ -35,8 +35,9 @@ class PairedImages(Callback, ABC):
 
     def _begin(self, module: LightningModule, loader: Any) -> None:
         assert isinstance(module, ErasureModule)
-        own = [request for batch in loader if not batch.is_repeated for request in batch.requests]
-        self.begin(module, all_gather_items(own))
+        own = [(n, rank(), b.requests) for n, b in enumerate(loader) if not b.is_repeated]
+        each = sorted(all_gather_items(own))  # in the order in which they were dealt out in turn
+        self.begin(module, [request for *_, requests in each for request in requests])
 
     def _take(self, batch: ImageBatch, images: Mapping[str, Tensor]) -> None:
         if not batch.is_repeated:  # or another rank processes the same images

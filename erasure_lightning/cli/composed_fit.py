@@ -87,17 +87,29 @@ def fit_parts(options: Options, file: str) -> None:
             return
         folder = options.get("--run_dir")
         root = Run(Path(folder)) if folder else default_run(name, parts[0].concepts)
-        root.check_unused()
-        for part in parts:
-            _fit_part(part, Run(root.root / "parts" / part.name))
+        if not (parts[0].config["measure"] and root.edit.exists() and root.command):
+            root.check_unused()  # else the sum alone is to be measured
+        try:
+            _fit_and_add(parts, root, others)
+        except Interrupted:
+            print("The same command as before resumes all parts.", flush=True)
+            raise
     if parts[0].config["trainer"]["fast_dev_run"]:
         return
+    grid = f", before and after in {root.grid}" if root.grid.exists() else ""
+    print(f"Erased; the edit is in {root.root}{grid}.")
+
+
+def _fit_and_add(parts: Sequence[_Part], root: Run, others: Sequence[Option]) -> None:
+    """Fit all parts, or what their folders lack; add the edits, and measure the sum."""
     runs = [Run(root.root / "parts" / part.name) for part in parts]
+    for part, run_of_part in zip(parts, runs, strict=True):
+        _fit_part(part, run_of_part)
+    if parts[0].config["trainer"]["fast_dev_run"]:
+        return
     _add(root, runs, _measurement(others, parts[0]))
     if parts[0].config["measure"]:
         _measure(root, others)
-    grid = f", before and after in {root.grid}" if root.grid.exists() else ""
-    print(f"Erased; the edit is in {root.root}{grid}.")
 
 
 def parsed_parts(options: Options, file: str, scratch: Path) -> list[_Part]:
@@ -186,7 +198,6 @@ def _fit_part(part: _Part, folder: Run) -> None:
 
     Raises:
         ErasureError: If the folder holds a fit of another config.
-        Interrupted: If a signal came.
     """
     finished = folder.edit.exists()
     words = [*part.words, "--run_dir", str(folder.root), "--measure", "false"]
@@ -203,11 +214,7 @@ def _fit_part(part: _Part, folder: Run) -> None:
         return
     if part.config["trainer"]["devices"] == "auto":
         words += ["--trainer.devices", "1"]
-    try:
-        run("fit", words)
-    except Interrupted:
-        print("The same command as before resumes all parts.", flush=True)
-        raise
+    run("fit", words)
 
 
 def _compared(config: dict[str, Any]) -> dict[str, Any]:
@@ -230,8 +237,9 @@ def _add(root: Run, parts: Sequence[Run], data: Mapping[str, Any]) -> None:
     edit = compose(*(part.edit for part in parts))
     costs = [json.loads(part.cost.read_text(encoding="utf-8")) for part in parts]
     total = {key: sum(cost[key] for cost in costs) for key in costs[0]}
-    save_composition(edit, root.edit, data)
+    # The edit last: a run with an edit is complete but for its measurement.
     write_json(root.cost, total | {"peak_gib": max(cost["peak_gib"] for cost in costs)})
+    save_composition(edit, root.edit, data)
     print(edit.report())
 
 
@@ -240,6 +248,7 @@ def _measure(root: Run, others: Sequence[Option]) -> None:
     shared = [o for o in others if o.name.startswith(("--data.", "--trainer."))]
     words = [word for option in shared for word in option.words()]
     folder = root.second_measurement
+    root.discard_measurement()
     run("test", ["--ckpt_path", str(root.root), "--run_dir", str(folder), *words])
     root.finish_measurement()
     print(f"Figures and images were moved from {folder} to {root.root}.")

@@ -1,6 +1,7 @@
 """Arguments of a command that uses a checkpoint: taken from it, or checked against it."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from erasure_lightning.files.words import shell_word
 from erasure_lightning.runs.folder import Run, run_of, unused_folder
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import (
+    check_resumption,
     locate_checkpoint,
     read_checkpoint,
 )
@@ -42,49 +44,32 @@ def own_config(options: Options, command: str) -> list[str]:
     return ["--config", dump_yaml(renamed_config(load_yaml(text)))] if text else []
 
 
-def check_same(model: dict[str, Any], checkpoint: dict[str, Any]) -> None:
-    """Raise if a checkpoint is of another method, and warn of other arguments.
+def check_checkpoint(command: str, model: dict[str, Any], path: Path, max_steps: int) -> None:
+    """Check a method and its arguments against a checkpoint, and warn of other arguments.
 
     Args:
+        command: ``fit`` resumes, all others read an edit.
         model: ``class_path`` and ``init_args`` of the command, which are used.
-        checkpoint: Method and arguments of the checkpoint.
+        path: The checkpoint.
+        max_steps: Steps of the run in all, -1 for any number.
 
     Raises:
-        ErasureError: If the methods differ.
+        ErasureError: If the checkpoint is of another method, or `fit` cannot go on from it.
     """
+    checkpoint = read_checkpoint(path)
     now = model["class_path"].rsplit(".", 1)[-1]
-    then = checkpoint["method"].rsplit(".", 1)[-1]
+    then = checkpoint["erasure"]["method"].rsplit(".", 1)[-1]
     if now != then:
         raise ErasureError(
             f"The checkpoint was made by {then}, not by {now}. Give --model {then}, or leave the"
             " method out."
         )
     here = model.get("init_args", {})
-    there = checkpoint.get("arguments", {})
-    keys = [key for key in here if key in there and _differ(here[key], there[key])]
-    if keys:
-        others = [f"{key} {_text(here[key])} (checkpoint: {_text(there[key])})" for key in keys]
+    if command == "fit":
+        check_resumption(path, checkpoint, here, max_steps)
+    if others := _others(here, checkpoint["erasure"].get("arguments", {})):
         message = f"not as the checkpoint was made: {', '.join(others)}"
         print(f"erasure: warning: {message}.", file=sys.stderr)
-
-
-def check_unfinished(path: Path, step: int, max_steps: int) -> None:
-    """Raise if a resumed run would take no step, since its training would then not be ended.
-
-    Args:
-        path: The checkpoint.
-        step: Steps it has taken.
-        max_steps: Steps of the run in all, -1 for any number.
-
-    Raises:
-        ErasureError: If so.
-    """
-    if 0 <= max_steps <= step:
-        raise ErasureError(
-            f"{path} has taken {step} steps, and --trainer.max_steps is {max_steps}."
-            " Set more steps, or use the checkpoint: `erasure test`, `predict` and `attack` read it"
-            " as --ckpt_path."
-        )
 
 
 def time_limit_message(trainer: Trainer, run: Run, module: ErasureModule) -> str:
@@ -111,9 +96,18 @@ def time_limit_message(trainer: Trainer, run: Run, module: ErasureModule) -> str
     )
 
 
-def _differ(now: Any, then: Any) -> bool:
-    opaque = isinstance(then, str) and then.startswith("<")  # an object, not a value
-    return not opaque and _text(now) != _text(then)
+def _others(here: Mapping[str, Any], there: Mapping[str, Any], front: str = "") -> list[str]:
+    """Arguments that differ, with both values; of two objects of one class their own."""
+    others = []
+    for name in (name for name in here if name in there):
+        now, then = here[name], there[name]
+        opaque = isinstance(then, str) and then.startswith("<")  # an object, not a value
+        if isinstance(now, dict) and isinstance(then, dict) and _text(now) == _text(then):
+            own, its = (each.get("init_args") or {} for each in (now, then))
+            others += _others(own, its, f"{front}{name}.")
+        elif not opaque and _text(now) != _text(then):
+            others.append(f"{front}{name} {_text(now)} (checkpoint: {_text(then)})")
+    return others
 
 
 def _text(value: Any) -> str:

@@ -30,11 +30,7 @@ from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.methods import METHODS
 from erasure_lightning.runs.redaction import redact_secrets
 from erasure_lightning.training.base import ErasureModule
-from erasure_lightning.training.checkpoints import (
-    PlainCheckpointIO,
-    locate_checkpoint,
-    read_checkpoint,
-)
+from erasure_lightning.training.checkpoints import PlainCheckpointIO, locate_checkpoint
 from erasure_lightning.training.strategies import check_strategy, register_strategies
 
 #: Options of which a command needs one.
@@ -191,10 +187,7 @@ class CommandLine(LightningCLI):
                 raise ErasureError(self._needs())
             return None
         path = locate_checkpoint(self.config.ckpt_path, self.command)
-        checkpoint = read_checkpoint(path)
-        resume.check_same(model, checkpoint["erasure"])
-        if self.command == "fit":
-            resume.check_unfinished(path, checkpoint["global_step"], self.config.trainer.max_steps)
+        resume.check_checkpoint(self.command, model, path, self.config.trainer.max_steps)
         return path
 
     def instantiate_classes(self) -> None:

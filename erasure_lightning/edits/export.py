@@ -116,7 +116,7 @@ class HeldEdit(NamedTuple):
         if transformer is not None:
             kind = type(getattr(transformer, "_orig_mod", transformer)).__name__
             return _FAMILIES.get(kind, type(self.pipeline).__name__)
-        is_xl = getattr(self.pipeline, "text_encoder_2", None) is not None
+        is_xl = hasattr(self.pipeline, "text_encoder_2")  # it may be loaded without
         return "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
 
     def modules(self, names: Iterable[str]) -> dict[str, nn.Module]:
@@ -249,10 +249,30 @@ def _write_lora(request: ExportRequest, held: HeldEdit) -> Export:
 
 
 def _own_factors(held: HeldEdit) -> dict[str, LayerFactors]:
-    """A low-rank edit's factors by layer, of the components whose weights are beneath them."""
-    transferred = held.metadata.get("transferred", [])
-    factors = edit_factors(held.tensors, held.strength)
-    return {n: each for n, each in factors.items() if n.partition(".")[0] not in transferred}
+    """A low-rank edit's factors by layer, where they are all that it changes there.
+
+    Of a layer that a closed form has changed beneath its factors, and of one in a model that the
+    edit was not made on, the change is more than their product.
+    """
+    own = edit_fingerprint(held.tensors, held.metadata)
+    before = {
+        f"{name}.{parameter}": value
+        for name, module in held.modules(held.changes).items()
+        for record in applied_edits(module)
+        if record["fingerprint"] == own
+        for parameter, value in record.get("before", {}).items()
+    }
+    return {
+        layer: each
+        for layer, each in edit_factors(held.tensors, held.strength).items()
+        if _is_same(held.tensors[f"{layer}.weight"], before[f"{layer}.weight"])
+    }
+
+
+def _is_same(weight: Tensor, other: Tensor) -> bool:
+    """Whether weights are the same, in a precision that one of them may be rounded to."""
+    precisions = (other.dtype, torch.bfloat16, torch.float16)
+    return any(torch.equal(weight.to(other.device, p), other.to(p)) for p in precisions)
 
 
 def _write_new(path: Path, write: Callable[[Path], Any]) -> None:

@@ -146,6 +146,12 @@ class RetentionCallback(Callback, ABC):
         if stage == "fit" and self in retention:
             retention.remove(self)
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Remove the callback from the module, as `teardown`, which Lightning then leaves out."""
+        self.teardown(trainer, pl_module, "fit")
+
     @property
     def label(self) -> str:
         """Name of the term in logs, numbered where a module has several callbacks of a class."""

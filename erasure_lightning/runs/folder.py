@@ -29,9 +29,11 @@ class Run:
 
     Args:
         root: The folder, which may not exist yet.
+        in_python: Whether `fit` in Python writes it, whose arguments are in no config.
     """
 
     root: Path
+    in_python: bool = False
 
     @property
     def edit(self) -> Path:
@@ -71,11 +73,16 @@ class Run:
 
     @property
     def command(self) -> str:
-        """The command that continues this run; empty if it is complete."""
-        where = shell_word(self.root)
-        if self.edit.exists():
-            return "" if self.figures.exists() else f"erasure test --ckpt_path {where}"
-        return f"erasure fit --ckpt_path {where}" if self.last.exists() else ""
+        """The command that continues this run, in Python a call; empty if it is complete."""
+        is_measured = self.edit.exists() and self.figures.exists()
+        if is_measured or not (self.edit.exists() or self.last.exists()):
+            return ""
+        if self.in_python:
+            where = repr(str(self.root))
+            measure = f"evaluate({where}, pipeline)"
+            return measure if self.edit.exists() else f"fit(..., run_dir={where}, resume=True)"
+        name = "test" if self.edit.exists() else "fit"
+        return f"erasure {name} --ckpt_path {shell_word(self.root)}"
 
     @property
     def log(self) -> Path:
@@ -145,9 +152,11 @@ class Run:
             ErasureError: If there is nothing to resume.
         """
         if self.edit.exists():
+            call = self.command if self.in_python else ""
+            measure = call or f"erasure test --ckpt_path {shell_word(self.root)}"
             raise ErasureError(
                 f"{self.root} holds a finished run ({self.edit.name}): nothing is left to resume."
-                f" Measure it with `erasure test --ckpt_path {shell_word(self.root)}`, or start"
+                f" Measure it with `{measure}`, or start"
                 " another with --run_dir."
             )
 

@@ -2,7 +2,7 @@
 
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 
 #: File name endings that ``--ckpt_path`` takes.
 CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors")
+
+#: Arguments of a method that a run has for all its steps: those of the state of its optimizer, and
+#: those of the trajectories, adapters and learned words in its checkpoint.
+_FIXED = ("concepts", "lr", "optimizer", "weight_decay")
 
 
 def locate_checkpoint(name: str, command: str) -> Path:
@@ -94,6 +98,46 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         )
     checkpoint["erasure"] = renamed_metadata(checkpoint["erasure"])
     return checkpoint
+
+
+def check_resumption(
+    path: Path, checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], max_steps: int
+) -> None:
+    """Raise unless a run can go on from a checkpoint.
+
+    Args:
+        path: The checkpoint's file.
+        checkpoint: Its content.
+        arguments: Those of the method by now, as plain values.
+        max_steps: Steps of the run in all, -1 for any number.
+
+    Raises:
+        ErasureError: If it would take no step, since its training would then not be ended, or if an
+            argument differs that the checkpoint restores or that trajectories and adversaries in it
+            were made for.
+    """
+    step = checkpoint["global_step"]
+    if 0 <= max_steps <= step:
+        raise ErasureError(
+            f"{path} has taken {step} steps, and --trainer.max_steps is {max_steps}."
+            " Set more steps, or use the checkpoint: `erasure test`, `predict` and `attack` read it"
+            " as --ckpt_path."
+        )
+    before = checkpoint["erasure"].get("arguments", {})
+    for name in (name for name in _FIXED if name in before and name in arguments):
+        then, now = (_training_values(each[name]) for each in (before, arguments))
+        if then != now:
+            raise ErasureError(
+                f"A run that is resumed needs its own {name}, which {path.name} holds the state of;"
+                f" found {now} in place of {then}. Leave {name} as it was, or start another run."
+            )
+
+
+def _training_values(value: Any) -> Any:
+    """What of an argument decides on a training: of concepts not their domains."""
+    if isinstance(value, list):
+        return [[concept.get(key) for key in ("name", "anchor", "kind")] for concept in value]
+    return value
 
 
 def _unreadable(path: Path, error: Exception) -> str:

@@ -439,6 +439,16 @@ def test_factors_of_an_edit_of_other_weights_are_those_of_the_pipeline(path, for
     assert (latents(other) - latents(pipeline)).abs().max() < 1e-3 * latents(pipeline).abs().max()
 
 
+@pytest.mark.parametrize("format", ["lora", "kohya-lora"])
+def test_factors_above_a_closed_form_are_exported_with_its_change(path, format):
+    pipeline = stock(TinyBackbone)
+    settings = {"method": "RealEra", "merge": False, "steps": 1, "anchor": "dog"}
+    erase(pipeline, "cat", **settings, **QUICK).export(path, format, energy=1)
+    other = stock(TinyBackbone)
+    other.load_lora_weights(str(path))
+    assert (latents(other) - latents(pipeline)).abs().max() < 1e-3 * latents(pipeline).abs().max()
+
+
 @pytest.mark.parametrize("left", [0.5, None])
 def test_a_checkpoint_is_what_the_pipeline_is(left, tmp_path):
     """Also once the edit beneath has another strength, or has gone."""
@@ -498,6 +508,21 @@ def test_a1111_lists_a_kohya_lora_for_its_own_version(family, width, version, se
     modules[name].config = SimpleNamespace(cross_attention_dim=width)
     read = kohya_metadata({"a.alpha": torch.tensor(2.0)}, "a", modules, type(pipeline).__name__)
     assert (read.get("ss_base_model_version"), read["ss_v2"]) == (version, second)
+
+
+def test_a_pipeline_without_its_second_text_encoder_is_of_its_family(path):
+    """As it is loaded for prompts that are encoded already."""
+    _, edit = shared(TinyXL, "closed")
+    pipeline = stock(TinyXL)
+    pipeline.text_encoder_2 = None
+    export_edit(
+        load_edit(edit.save(path.with_name("edit.safetensors"))),
+        path,
+        "kohya-lora",
+        pipeline=pipeline,
+    )
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["ss_base_model_version"] == "sdxl_base_v1-0"
 
 
 def documented_reader():

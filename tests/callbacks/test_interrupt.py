@@ -208,18 +208,40 @@ def test_gradients_that_add_up_are_not_cut(folder, tmp_path, monkeypatch):
     check_resumed(tmp_path, "whole", "cut")
 
 
-def test_a_run_that_has_all_its_steps_is_not_gone_on_with(folder, monkeypatch, capsys):
-    with monkeypatch.context() as patched:
+@pytest.fixture(scope="module")
+def stopped(folder):
+    """A run that was interrupted after `CUT` steps."""
+    with pytest.MonkeyPatch.context() as patched:
         at(CUT, patched, lambda: signal.raise_signal(signal.SIGINT))
-        assert (
-            main(
-                ["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(folder / "short")]
-            )
-            == 130
-        )
-    short = ["--ckpt_path", str(folder / "short"), "--trainer.max_steps", str(CUT)]
+        command = ["fit", "--config", str(folder / "plain.yaml")]
+        assert main([*command, "--run_dir", str(folder / "stopped")]) == 130
+    return folder / "stopped"
+
+
+def test_a_run_that_has_all_its_steps_is_not_gone_on_with(stopped, capsys):
+    short = ["--ckpt_path", str(stopped), "--trainer.max_steps", str(CUT)]
     assert main(["fit", *short]) == 2
     assert f"has taken {CUT} steps, and --trainer.max_steps is {CUT}." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (("--model.concepts", "[{name: star, anchor: dog}]"), "concepts"),
+        (("--model.concepts", "[{name: cat, anchor: dog}, {name: star, anchor: dog}]"), "concepts"),
+        (("--model.lr", "0.5"), "lr"),
+    ],
+)
+def test_what_a_checkpoint_holds_the_state_of_is_not_changed(stopped, capsys, option, named):
+    """Trajectories are of the old concepts, and the optimizer's state has the old rate."""
+    assert main(["fit", "--ckpt_path", str(stopped), *option]) == 2
+    assert f"needs its own {named}, which last.ckpt holds the state of" in capsys.readouterr().err
+
+
+def test_another_argument_of_a_source_of_latents_is_a_warning(stopped, tmp_path, capsys):
+    run = ["--ckpt_path", str(stopped), "--run_dir", str(tmp_path)]
+    assert main(["fit", *run, "--model.latents.init_args.steps", "7"]) == 0
+    assert "latents.steps 7 (checkpoint: 3)" in capsys.readouterr().err
 
 
 def test_a_second_signal_stops_at_once():

@@ -9,12 +9,13 @@ from PIL import Image, ImageChops
 from trivial import Redirection, quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.callbacks import paired_images
 from erasure_lightning.callbacks.sample_grid import SampleGrid
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data import label_fonts
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.data.image_grid import GridRow, draw_grid, wrap_text
-from erasure_lightning.data.image_plan import ImageRequest
+from erasure_lightning.data.image_plan import ImageLoader, ImageRequest
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.groups import GROUP_HEADINGS
 
@@ -47,6 +48,22 @@ def trainer(folder, *loggers):
     return SimpleNamespace(
         default_root_dir=folder, is_global_zero=True, loggers=loggers, global_step=7
     )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_prompts_are_those_of_the_plan_on_any_number_of_ranks(ranks, monkeypatch):
+    planned = requests([("specificity", f"thing {i}") for i in range(7)], seeds=2)
+    loaders = [ImageLoader(planned, 4, None, number, ranks) for number in range(ranks)]
+    gathered = []
+    monkeypatch.setattr(paired_images, "all_gather_items", lambda own: gathered.append(own) or own)
+    for number, loader in enumerate(loaders):
+        monkeypatch.setattr(paired_images, "rank", lambda number=number: number)
+        SampleGrid().on_test_start(SimpleNamespace(test_dataloaders=loader), module())
+    items = [item for own in gathered for item in own]
+    monkeypatch.setattr(paired_images, "all_gather_items", lambda own: items)
+    grid = SampleGrid()
+    grid.on_test_start(SimpleNamespace(test_dataloaders=loaders[0]), module())
+    assert [prompt for _, prompt in grid._prompts] == ["thing 0", "thing 2", "thing 4"]
 
 
 def test_a_run_ends_with_its_grid(tmp_path):

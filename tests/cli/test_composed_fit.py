@@ -1,6 +1,7 @@
 """``erasure fit`` of a config with parts: fits, sum, resumption, and what is refused in a line."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import yaml
 from erasure_lightning import compose
 from erasure_lightning.benchmark.suite import MethodEntry
 from erasure_lightning.benchmark.suite_reader import SuiteReader
+from erasure_lightning.callbacks.interrupt import Interrupted
+from erasure_lightning.cli import composed_fit
 from erasure_lightning.cli.configs import config_content
 from erasure_lightning.cli.main import main
 from erasure_lightning.edits.edit import read_edit
@@ -89,6 +92,22 @@ def test_the_same_command_resumes_what_is_missing(run, capsys):
     assert (run / "metrics.json").exists()
     assert main(["fit", "--config", "both.yaml", *SHARED]) == 2
     assert "holds a finished run" in capsys.readouterr().err
+
+
+def test_an_interrupted_measurement_is_resumed_too(run, monkeypatch, capsys):
+    before = (run / "metrics.json").read_bytes()
+    (run / "metrics.json").unlink()
+
+    def interrupt(*_):
+        raise Interrupted(signal.SIGINT, "Interrupted at once.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(composed_fit, "run", interrupt)
+        assert main(["fit", "--config", "both.yaml", *SHARED]) == 130
+    assert "The same command as before resumes all parts." in capsys.readouterr().out
+    assert main(["fit", "--config", "both.yaml", *SHARED]) == 0
+    assert (run / "metrics.json").read_bytes() == before
+    assert not (run / "test").exists()
 
 
 def test_a_part_of_another_config_is_not_used(run, capsys):
