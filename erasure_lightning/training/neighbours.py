@@ -182,7 +182,7 @@ def expected_gram(states: Tensor, mean_squares: Tensor) -> Tensor:
     own = _own_channels(e).double()
     across = (1 - mean_squares.double()) / (own.sum(dim=1) - 1)
     along = ((mean_squares.double() - across).unsqueeze(1) * e).mT @ e
-    return along + torch.diag((across * e.square().sum(dim=1)) @ own)
+    return along + torch.diag_embed((across * e.square().sum(dim=1)) @ own)
 
 
 def orthogonal_states(states: Tensor, generator: torch.Generator | None = None) -> Tensor:
