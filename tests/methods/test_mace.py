@@ -416,7 +416,7 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
             concepts=[Concept("cigarette", "lollipop")],
             **numbers("mace", latents=shown),
         ),
-        30,
+        15,
     )
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
