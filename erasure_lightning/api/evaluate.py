@@ -76,14 +76,8 @@ def evaluate(
             "evaluate draws the prompts of its own plan; found prompts. Draw a file of prompts"
             " with `erasure predict --data.prompts FILE` and score the images with `erasure score`."
         )
-    if of_training := [name for name in _OF_TRAINING if name in data]:
-        raise ErasureError(
-            f"evaluate needs arguments of images; found {of_training[0]}, which is of training."
-            " Leave it out; image_batch_size is the number of images drawn in a batch."
-        )
+    images = _images(data)
     measure = Measure(scorer, show=progress_bar)
-    with constructing(PromptData, evaluate):
-        images = PromptData(**data)
     with (
         quiet(),
         interruptible(),
@@ -104,6 +98,21 @@ def evaluate(
         trainer.test(module, datamodule=images, verbose=False)
     assert measure.result is not None
     return measure.result
+
+
+def _images(data: dict[str, Any]) -> PromptData:
+    """The images of a measurement, from arguments of `PromptData`.
+
+    Raises:
+        ErasureError: If an argument is unknown, or of training.
+    """
+    if of_training := [name for name in _OF_TRAINING if name in data]:
+        raise ErasureError(
+            f"evaluate needs arguments of images; found {of_training[0]}, which is of training."
+            " Leave it out; image_batch_size is the number of images drawn in a batch."
+        )
+    with constructing(PromptData, evaluate):
+        return PromptData(**data)
 
 
 def attack(
