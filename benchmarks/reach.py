@@ -3,7 +3,7 @@
 Each row is one `erasure fit` on the FLUX world, with the config named and the part of the model
 that it trains; then `erasure attack --config concept-inversion.yaml`. *own*: prompts
 that name the concept, recognised as it; *rephrased*: words of its domain that do not name it;
-*inverted*: the embedding of a made-up word, learned in the edited model, brings it back. *retain*
+*inverted*: the embedding of a made-up word, learned in the edited model, restores it. *retain*
 and *feature* as in ``benchmarks/methods.py``. Finished runs in ``--out`` are reused.
 """
 
@@ -16,6 +16,8 @@ from pathlib import Path
 
 from methods import quality
 from rows import fitted, head, line
+
+from erasure_lightning.benchmark.pareto import PALETTE
 
 BACKBONE = "emoji-world-flux"
 NOISE = ("--model.erase_space", "noise")
@@ -42,7 +44,7 @@ HEAD = ("edit", "own", "rephrased", "inverted", "retain", "feature", "trained")
 
 
 def inverted(run: Path) -> float:
-    """Share of images in which ConceptInversion brings the concept back."""
+    """Share of images in which ConceptInversion restores the concept."""
     folder = run / "attacks" / "conceptinversion"
     if not (folder / "attack.json").exists():
         command = [sys.executable, "-m", "erasure_lightning", "attack", "--ckpt_path", str(run)]
@@ -65,21 +67,26 @@ def row(title: str, concept: str, out: Path) -> tuple[float, ...]:
 
 
 def plot(rows: dict[str, tuple[float, ...]], path: Path) -> None:
-    """Bars of what still calls the concept, one group an edit."""
+    """Plot the shares of images that show the concept, one group of bars for each edit."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
     names = list(rows)
-    for offset, label in enumerate(HEAD[1:4]):
+    for offset, (label, colour) in enumerate(zip(HEAD[1:4], PALETTE, strict=False)):
         places = [i + 0.27 * (offset - 1) for i in range(len(names))]
         values = [rows[name][offset] for name in names]
-        bars = axes.barh(places, values, 0.25, label=label)
+        bars = axes.barh(places, values, 0.25, label=label, color=colour)
         axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
     axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.08)
     axes.set_xlabel("share of images recognised as the erased concept")
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)
+    for edge in ("top", "right"):
+        axes.spines[edge].set_visible(False)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
 
