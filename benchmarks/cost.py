@@ -10,8 +10,8 @@ import sys
 LOAD = """from erasure_lightning.backbones.loading import load_backbone
 model = load_backbone('emoji-world')"""
 SAMPLE = f"""{LOAD}
-from erasure_lightning.diffusion.sampling import draw
-draw(model, ['a fox'] * 6, range(6), steps=20, guidance=4)"""
+from erasure_lightning.diffusion.sampling import sample_images
+sample_images(model, ['a fox'] * 6, range(6), steps=20, guidance=4)"""
 FIT = "import benchmarks.cost as cost; cost.fit_sage(12)"
 PEAK = "\nfrom erasure_lightning.callbacks.cost import peak_memory; print(peak_memory())"
 

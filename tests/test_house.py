@@ -4,6 +4,7 @@ import ast
 import re
 import tomllib
 from pathlib import Path
+from pkgutil import resolve_name
 
 from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.methods import METHODS
@@ -173,6 +174,25 @@ def test_names_are_the_field_s_words():
         names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
         named[path.name] = names & PERSONAL
     assert not {name: words for name, words in named.items() if words}
+
+
+#: `from erasure_lightning.X import a, b` in programs, in text and in strings of programs.
+IMPORT = re.compile(r"from (erasure_lightning[\w.]*) import (?:\(([^)]*)\)|([\w, ]+))")
+
+
+def test_imports_in_scripts_and_documents_exist():
+    """Also those in strings, which mypy does not see."""
+    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    texts += [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    imported = {
+        f"{module}.{name}"
+        for path in texts
+        for module, *names in IMPORT.findall(path.read_text())
+        for name in re.findall(r"\w+", "".join(names))
+    }
+    assert len(imported) > 50
+    for name in sorted(imported):
+        resolve_name(name)
 
 
 def test_public_names_are_unique():
