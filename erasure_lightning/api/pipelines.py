@@ -22,7 +22,8 @@ class Borrowed:
         pipeline: Pipeline of a family in `FAMILIES`.
 
     Raises:
-        ErasureError: As `check_pipeline`, or if its sampler cannot be used.
+        ErasureError: As `check_pipeline`, or if its components do not fit together, or its sampler
+            cannot be used.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -36,6 +37,8 @@ class Borrowed:
             for module in component.modules():
                 vars(module).pop("forward", None)  # left by hooks; a copy would call this module's
         backbone = family.load_class()
+        configs = {name: part.config for name, part in _used(pipeline, family).items()}
+        backbone.check_configs(_name(pipeline), configs, pipeline.scheduler)
         self.backbone = backbone.from_pipeline(_name(pipeline), pipeline, _world(pipeline))
         self.backbone.requires_grad_(False).eval()
 
@@ -145,18 +148,23 @@ def _require_own_forward(name: str, module: nn.Module) -> None:
 
 
 def _family(pipeline: Any) -> Family:
-    family = FAMILIES.get(type(pipeline).__name__)
+    family = FAMILIES.get(type(pipeline).__name__) or _family_of_components(pipeline)
     if family is None:
         known = ", ".join(f"{name} ({family.title})" for name, family in FAMILIES.items())
-        cure = (
-            " For a class with the same components (image-to-image, inpainting) pass"
-            " StableDiffusionPipeline.from_pipe(pipeline) or the like, which shares them."
-        )
         raise ErasureError(
-            f"Erasing needs a diffusers pipeline of a known family; found"
-            f" {type(pipeline).__name__}. Known: {known}.{cure * hasattr(pipeline, 'components')}"
+            f"Erasing needs a diffusers pipeline of a known family, or one with its components;"
+            f" found {type(pipeline).__name__}. Known: {known}."
         )
     return family
+
+
+def _family_of_components(pipeline: Any) -> Family | None:
+    """The one family whose components a pipeline of another class has, as for image-to-image."""
+    names = {name for family in FAMILIES.values() for name in family.models}
+    parts = {name: getattr(pipeline, name, None) for name in names}
+    classes = {name: type(part).__name__ for name, part in parts.items() if part is not None}
+    matching = [f for f in FAMILIES.values() if classes == {n: c for n, (_, c) in f.models.items()}]
+    return matching[0] if len(matching) == 1 else None
 
 
 def _require_components(pipeline: Any, family: Family) -> None:

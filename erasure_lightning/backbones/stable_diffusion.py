@@ -12,6 +12,7 @@ from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.cross_attention_diffusion import CrossAttentionDiffusion
 from erasure_lightning.backbones.interface import Capability
 from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput, TextTower
+from erasure_lightning.errors import ErasureError
 
 
 class StableDiffusion(CrossAttentionDiffusion):
@@ -35,8 +36,13 @@ class StableDiffusion(CrossAttentionDiffusion):
 
     @classmethod
     def check_configs(cls, name: str, configs: Mapping[str, Any], scheduler: Any) -> None:
-        """The UNet's channels are the latents', and its width that of the joined text states."""
+        """The UNet's channels are the latents', its width is that of the joined text states."""
         unet = configs["unet"]
+        if unet.get("class_embed_type") or unet.get("num_class_embeds"):
+            raise ErasureError(
+                f"The unet of {name} needs to read nothing but noisy latents and prompts; found one"
+                " with embeddings of classes or images. Models such as unCLIP are not read."
+            )
         require_channels(name, "unet", unet, configs["vae"])
         width = sum(
             config.hidden_size for part, config in configs.items() if part.startswith("text")

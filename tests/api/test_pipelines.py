@@ -3,9 +3,24 @@
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
+from diffusers import (
+    FluxImg2ImgPipeline,
+    PixArtSigmaPAGPipeline,
+    StableDiffusion3InpaintPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    UNet2DConditionModel,
+)
 
 from erasure_lightning import attack, erase, evaluate
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import (
+    TinyBackbone,
+    TinyFlux,
+    TinyPixArt,
+    TinySD3,
+    TinyXL,
+)
+from erasure_lightning.edits.installation import holds_edit
 from erasure_lightning.edits.stack import applied_edits
 from erasure_lightning.errors import ErasureError
 
@@ -111,3 +126,41 @@ def test_an_edit_that_lacks_those_beneath_it_is_not_removed(beneath):
         change(second, pipeline)
     assert second.strength == 1
     assert all(torch.equal(value, before[n]) for n, value in pipeline.unet.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("family", "other"),
+    [
+        (TinyBackbone, StableDiffusionImg2ImgPipeline),
+        (TinyXL, StableDiffusionXLImg2ImgPipeline),
+        (TinySD3, StableDiffusion3InpaintPipeline),
+        (TinyFlux, FluxImg2ImgPipeline),
+    ],
+)
+def test_a_pipeline_of_another_class_with_the_same_components_is_edited(family, other):
+    """Its edit is that of the family's own class, and acts in place."""
+    plain = family().to_pipeline()
+    pipeline = other.from_pipe(plain)
+    edit = erase(pipeline, "cat", "UCE", anchor="dog", progress_bar=False)
+    assert holds_edit(edit.tensors, edit.metadata, plain)
+    edit.remove()
+    assert not holds_edit(edit.tensors, edit.metadata, plain)
+    own = erase(plain, "cat", "UCE", anchor="dog", progress_bar=False)
+    assert edit.tensors.keys() == own.tensors.keys()
+    assert all(torch.equal(value, own.tensors[name]) for name, value in edit.tensors.items())
+    assert family is not TinyBackbone or change(own, pipeline) > 0
+
+
+def test_components_that_two_families_share_do_not_tell_which():
+    """PixArt-Sigma's and -Alpha's."""
+    pipeline = PixArtSigmaPAGPipeline.from_pipe(TinyPixArt().to_pipeline())
+    with pytest.raises(ErasureError, match="found PixArtSigmaPAGPipeline. Known: Stable"):
+        erase(pipeline, "cat", "UCE", progress_bar=False)
+
+
+def test_a_model_for_inpainting_is_refused_before_it_is_changed():
+    pipeline = TinyBackbone().to_pipeline()
+    config = {**pipeline.unet.config, "in_channels": 9}
+    pipeline.unet = UNet2DConditionModel.from_config(config)
+    with pytest.raises(ErasureError, match="found 9 and 4. Models for inpainting or editing"):
+        erase(pipeline, "cat", "UCE", progress_bar=False)

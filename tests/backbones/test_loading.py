@@ -639,6 +639,10 @@ REFUSED = {
         config("unet", in_channels=9),
         "in_channels as the vae has latent_channels; found 9 and 4",
     ),
+    "unCLIP": (
+        config("unet", class_embed_type="projection", projection_class_embeddings_input_dim=8),
+        "found one with embeddings of classes or images",
+    ),
     "another vae": (config("vae", latent_channels=16), "latent_channels; found 4 and 16"),
     "another text width": (
         config("unet", cross_attention_dim=64),
