@@ -112,7 +112,7 @@ class SAGE(GradientErasure):
         kwargs: Arguments of every gradient method.
 
     Raises:
-        ErasureError: If a number is out of range, ``vocabulary`` cannot be read, or ``edit`` and
+        ErasureError: If a number is out of range, ``vocabulary`` cannot be read, or ``train`` and
             ``erase_space`` do not fit.
     """
 
