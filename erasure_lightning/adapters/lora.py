@@ -2,13 +2,17 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import AdapterPlan
 from erasure_lightning.errors import ErasureError
+
+#: How the first factor ``A`` of an adapter begins: ``uniform`` within ``1 / sqrt(D)`` for ``D``
+#: inputs, peft's default, or ``gaussian`` with a deviation of one over the rank.
+LoraInit = Literal["uniform", "gaussian"]
 
 
 def add_lora(root: nn.Module, plan: AdapterPlan) -> None:
@@ -31,6 +35,19 @@ def add_lora(root: nn.Module, plan: AdapterPlan) -> None:
     else:
         inject_adapter_in_model(config, root)
     root.requires_grad_(False)
+
+
+def draw_gaussian(root: nn.Module, plan: AdapterPlan) -> None:
+    """Draws the first factor of a plan's adapters anew, with a deviation of one over the rank.
+
+    Args:
+        root: The model, with the adapters.
+        plan: The layers, and the ``rank`` as setting.
+    """
+    layers = lora_layers(root)
+    for name in plan.layers:
+        for down in layers[name].lora_A.values():
+            nn.init.normal_(down.weight, std=1 / plan.settings["rank"])
 
 
 @torch.no_grad()

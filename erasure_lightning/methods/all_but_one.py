@@ -102,7 +102,7 @@ class AllButOne(PartErasure):
     def target(self, teacher: Teacher) -> Tensor:
         """``D_tgt = a D_*(c_a) - eta D_*(c_e)``, ``(B, C, h, w)``, without terms of weight 0."""
         target = torch.zeros_like(teacher.x)
-        if self.alternative and any(teacher.sentences.anchors):
+        if self.alternative and self.original.any_rank(any(teacher.sentences.anchors)):
             target = self.alternative * (teacher.anchor - teacher.unconditional)
         if self.eta:
             target = target - self.eta * (teacher.concept - teacher.unconditional)

@@ -17,9 +17,9 @@ the concept's map away from its synonym's.
 Verified in code (the paper was not available): both kinds of step and their alternation, the
 erasing loss with a neutral sentence in the place of the empty prompt (here the anchor), the norm,
 the contrast's sign, ``K = 3`` (words that a language model named), ``tau = 0.07``, the key word
-where WordNet has no synonym; and the numbers: eta 1, weights 1, 1e-3, 0.1, 0.1, rank 8 = alpha,
-AdamW 1e-3 (constant, decay 1e-5), 200 steps of both kinds together, batch 1, 28 sampling steps at
-guidance 3, 512 pixels.
+where WordNet has no synonym; and the numbers: eta 1, weights 1, 1e-3, 0.1, 0.1, rank 8 = alpha
+(``gaussian``), AdamW 1e-3 (constant, decay 1e-5), 200 steps of both kinds together, batch 1, 28
+sampling steps at guidance 3, 512 pixels.
 
 The code cannot be run as it is (the copy of diffusers that it ships lacks folders). Where it has
 bugs, ours does what its comments say:
@@ -34,8 +34,8 @@ bugs, ours does what its comments say:
 * the contrast is of the synonym's map with all others. Only the concept's map has a gradient, so
   that the unrelated words do not attract it. Ours is of the concept's map with all others.
 * maps are those of head 0, at the concept's positions also in sentences whose words stand
-  elsewhere, and of unlike latents and times. Ours are the mean over heads and over each sentence's
-  own words, at the latents of the step.
+  elsewhere, and of unlike latents and times; the norm is that of noised images of the concept. Ours
+  are the mean over heads and over each sentence's own words, and all at the latents of the step.
 * positions are found before the sentence's words are replaced by synonyms. Ours mark the words of
   the sentence that is read; words are not shuffled.
 
@@ -57,6 +57,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
 from erasure_lightning.adapters.base import AdapterPlan
+from erasure_lightning.adapters.lora import LoraInit
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
 from erasure_lightning.checks import require
@@ -84,6 +85,7 @@ class EraseAnything(PartErasure):
         negatives: ``K``, unrelated words a step, at least 1.
         synonyms: Words of equal meaning, by the concept's name; by default its own.
         rank: Rank of each adapter, at least 1.
+        lora_init: As in `PartErasure`.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
         weight_decay: As in every gradient method.
@@ -110,12 +112,14 @@ class EraseAnything(PartErasure):
         negatives: int = 3,
         synonyms: dict[str, list[str]] | None = None,
         rank: int = 8,
+        lora_init: LoraInit = "gaussian",
         lr: float = 1e-3,
         optimizer: OptimizerName = "adamw",
         weight_decay: float | None = 1e-5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(rank=rank, lr=lr, optimizer=optimizer, weight_decay=weight_decay, **kwargs)
+        training: dict[str, Any] = {"lr": lr, "optimizer": optimizer, "weight_decay": weight_decay}
+        super().__init__(rank=rank, lora_init=lora_init, **training, **kwargs)
         weights = {"retain_weight": retain_weight, "contrast_weight": contrast_weight}
         require("EraseAnything", at_least=0, eta=eta, attention_weight=attention_weight, **weights)
         require("EraseAnything", at_least=1, negatives=negatives)

@@ -16,9 +16,9 @@ Verified in code for SD 1.4: all of the above; one backward through all of ``J``
 alternate, and no term retains anything; ``log R = 2.5``; ``log Z`` is a parameter, but from -0.1953
 and with the adapters' rate (3e-4, Adam, 20 steps) it moves by 0.006 at most; a trajectory of the
 student at guidance 5 in each step, from ``switch_epoch`` on (for Van Gogh, 0) the same again;
-adapters of rank 4 = alpha on ``to_q``, ``to_k``, ``to_v``, ``to_out.0`` of every attention, AdamW
-3e-4 (constant, decay 0.01), gradients clipped to 1, 20 steps of one trajectory. The paper was not
-available.
+adapters of rank 4 = alpha (``gaussian``) on ``to_q``, ``to_k``, ``to_v``, ``to_out.0`` of every
+attention, AdamW 3e-4 (constant, decay 0.01), gradients clipped to 1, 20 steps of one trajectory.
+The paper was not available.
 
 Of a perfect denoiser ``log p - log q`` is ``log(s_j / s_{j+1})`` on average, 2.96 in all of ``J``
 (computed here), and ``log R - log Z = 2.6953`` is close to it. The constant thus depends on the
@@ -49,6 +49,7 @@ from typing import Any
 
 from torch import Tensor
 
+from erasure_lightning.adapters.lora import LoraInit
 from erasure_lightning.checks import require
 from erasure_lightning.diffusion.stochastic_steps import ancestral_step, noising
 from erasure_lightning.errors import ErasureError
@@ -67,6 +68,7 @@ class EraseFlow(PartErasure):
     Args:
         log_reward: ``log R - log Z``; none for the original's own likelihood for the anchor.
         rank: Rank of each adapter, at least 1.
+        lora_init: As in `PartErasure`.
         latents: `StochasticTrajectories`, whose guidance and eta the likelihoods have.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
@@ -86,12 +88,14 @@ class EraseFlow(PartErasure):
         *,
         log_reward: float | None = 2.6953,
         rank: int = 4,
+        lora_init: LoraInit = "gaussian",
         latents: LatentSource | None = None,
         lr: float = 3e-4,
         optimizer: OptimizerName = "adamw",
         **kwargs: Any,
     ) -> None:
-        super().__init__(rank=rank, latents=latents, lr=lr, optimizer=optimizer, **kwargs)
+        adapters: dict[str, Any] = {"rank": rank, "lora_init": lora_init}
+        super().__init__(latents=latents, lr=lr, optimizer=optimizer, **adapters, **kwargs)
         require("EraseFlow", log_reward=log_reward)
         if not isinstance(self.latents, StochasticTrajectories):
             raise ErasureError(

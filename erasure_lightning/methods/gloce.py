@@ -20,16 +20,17 @@ side); scores are of outputs alone.
 
 Its numbers for artists on SD 1.4 are the defaults: ranks 1, 3 neighbours by the cosine of their
 first 8 tokens' states, 3 images of 50 steps at guidance 7.5, threshold 2.5. For celebrities the
-ranks are 16 of ``V`` and 2 of ``V_a``, with statistics of steps 11 to 20 and gates that are closed
-before them (left out); for explicit content too, with threshold 1.5 and 8 images.
+ranks are 16 of ``V`` and 2 of ``V_a``, with statistics of steps 12 to 21 and gates that are closed
+in the first 10 (left out); for explicit content too, with threshold 1.5, 8 images, 2 neighbours.
 
 Where ours differs: the gate's reference ``m_a`` is always the anchor's. In the official code it is
-for artists and explicit content ("real photograph"), while celebrities are mapped to the three
-farthest names, with "a celebrity" as reference. Statistics are float64; the sampler is the
-pipeline's own, and not LMS; scales that a layer is too small for are left out. Neighbours are
-searched among the vocabulary's labels (for a style among other styles), or among the prompts that
-retention callbacks retain, and not in a file of names. Official code has a file for each concept,
-and merged files act as the stack here: a pixel has the gate that is most open.
+for artists ("real photograph") and explicit content ("a person in modest clothing"), while
+celebrities are mapped to the three farthest names, with "a celebrity" as reference. Statistics are
+float64, and of all steps (there the first is left out); the sampler is the pipeline's own, and not
+LMS; scales that a layer is too small for are left out. Neighbours are searched among the
+vocabulary's labels (for a style among other styles), or among the prompts that retention callbacks
+retain, and not in a file of names. Official code has a file for each concept, and merged files act
+as the stack here: a pixel has the gate that is most open.
 
 Cost: ``2 + neighbours`` prompts a concept, ``2 images rollout_steps`` evaluations each; no
 gradient.

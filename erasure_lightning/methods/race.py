@@ -17,7 +17,8 @@ original too.
 Where ours differs: the official target ``n`` of the attack is the noise that the rollout started
 from, which is not that of ``x_t``; ours is ``eps*(c)``, its mean at ``x_t`` (`Adversary`). The
 official option for the number of attack steps is ignored (10 in the code). Its latents are the
-student's, ours those of ``latents``. The option of an ``L1`` distance to the weights of the start
+student's, 39 to 58 (of 1000) times cleaner than their time, as in ESD of 2023, whose loop it is;
+ours those of ``latents``. The option of an ``L1`` distance to the weights of the start
 (``lasso``, of the paper's discussion) is left out: retention callbacks serve the same purpose.
 
 Its numbers for SD 1.4: ESD's 1e-5 (Adam, constant) and 1000 steps of 1 sentence, radius 0.1. The
@@ -44,7 +45,8 @@ class RACE(PartErasure):
         train: Which part of the denoiser, as in ESD: ``x`` is its cross-attention.
         eta: Negative guidance of the target, as in ESD; at least 0.
         radius: Largest change of a text state, above 0.
-        attack_from: First step with an attack: the number of ESD's steps before, at least 0.
+        attack_from: First step with an attack: the number of ESD's steps before, for all concepts
+            together; at least 0.
         attack_steps: Steps of each attack, at least 0; each costs as much as the erasure. 0 for
             none.
         adversary: Another search, in the place of that for text states.

@@ -12,9 +12,9 @@ the anchor's state and states ``b`` beyond,
 Stated by the paper: mining under ``d <= D_1`` and ``cos in [S_1, S_2]``, beyond-concept
 regularisation, and both stages. No code was published: the terms are inferred with high confidence,
 their weights are ours, as is the form of what lies beyond. By default stage A takes the expectation
-over all neighbours exactly. Its default weights are UCE's, stage B's rate, rank and optimizer
-MACE's for things (1e-4 there for people and styles). No cosine bounds were published: ``erasure
-calibrate`` measures what suits a model.
+over all neighbours exactly. Its default weights are UCE's, stage B's rate, rank, optimizer and
+``gaussian`` adapters MACE's for things (1e-4 there for people and styles). No cosine bounds were
+published: ``erasure calibrate`` measures what suits a model.
 
 Cost: stage A encodes ten sentences a concept and solves one system, no denoiser. A step of stage B
 takes three forwards and two backwards of the denoiser on the batch, and a fourth forward where no
@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from erasure_lightning.adapters.lora import LoraInit
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import TextInput
@@ -143,6 +144,7 @@ class RealEra(NeighbourMining, LoraErasure):
     Args:
         closed_form: Start with stage A; without it, stage B starts from the original.
         noise_weight: ``lam_b'`` of the beyond term in stage B, at least 0.
+        lora_init: As in `LoraErasure`.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
         kwargs: Arguments of `NeighbourMining` and `LoraErasure`.
@@ -156,11 +158,12 @@ class RealEra(NeighbourMining, LoraErasure):
         *,
         closed_form: bool = True,
         noise_weight: float = 1.0,
+        lora_init: LoraInit = "gaussian",
         lr: float = 1e-5,
         optimizer: OptimizerName = "adamw",
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, optimizer=optimizer, **kwargs)
+        super().__init__(lora_init=lora_init, lr=lr, optimizer=optimizer, **kwargs)
         require("RealEra", at_least=0, noise_weight=noise_weight)
         self.closed_form = closed_form
         self.noise_weight = noise_weight

@@ -19,7 +19,7 @@ m))``, with ``k, m`` of 2.5, 5.333, or 3.5, 5.5 for artists: a ``steepness`` of 
 
 Where ours differs, or the official code has bugs:
 
-* its filter is a number of steps, at most 10 of 50, in which the projected states are read. A text
+* its filter is a number of steps, 1 to 11 of 50, in which the projected states are read. A text
   encoder knows no steps, and an edit must act in any sampler: here it is the share of the
   projection, in all steps;
 * its latent re-attention in the Fourier domain is left out. In the official code it has no effect:

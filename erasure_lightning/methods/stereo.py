@@ -21,10 +21,13 @@ The official code computes something else (derived from it):
   is taken before the 1 is subtracted, so that anchors have 1 and words 3. Ours has 1 for both;
 * in the search the teacher is the student of the round before, here the original.
 
-Official inversion compares with the noise of 500 generated images, one a step; ours with the
-original's prediction at the method's own latents. Official latents are the student's, and anchors
-are sentences of a file; here latents are those of ``latents``, and the anchor's sentence is the
-concept's with other words. A concept without an anchor has no ``P_anchor``.
+Official inversion starts at a word of choice (``person``), in captions, and compares with the noise
+of 500 generated images, one a step; ours starts at the mean of the concept's own words, in the
+run's sentences, and compares with the original's prediction at the method's own latents. Each round
+has an optimizer of its own there, here the search has one. Official latents are the student's for
+the word that is erased, and anchors are sentences of a file; here latents are those of ``latents``,
+and the anchor's sentence is the concept's with other words. A concept without an anchor has no
+``P_anchor``.
 
 Its numbers for SD 1.4: 4 rounds (2 for nudity) of 200 steps of 1 sentence at 5e-6 and 3000 steps of
 inversion at 5e-3, then 200 steps at 2e-5 (AdamW, constant), all but cross-attention. Those are the
@@ -194,7 +197,7 @@ class STEREO(PartErasure):
         ]
         terms = torch.stack([self.guidance(batch, prediction) for prediction in predictions])
         target = batch.teacher.unconditional - self.negative * terms.mean(dim=0)
-        if not (self.anchor and any(batch.sentences.anchors)):
+        if not (self.anchor and self.original.any_rank(any(batch.sentences.anchors))):
             return target
         return target + self.anchor * self.guidance(batch, batch.teacher.anchor)
 

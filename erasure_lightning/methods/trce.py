@@ -14,7 +14,7 @@ diffusion models draw most of a sentence's meaning from it. No other token is in
 (2) is the mean of ``L`` for the concept's prediction ``eps(c)`` and the unconditional ``eps(0)``:
 both come nearer to the guided anchor than to the guided concept by the margin, and no further. The
 unconditional prediction on trajectories without a prompt is retained with weight 100: that is
-`UnconditionalDrift`, set in the config.
+`UnconditionalDrift`, set in the config, at latents of noise.
 
 Where the official code has a bug and ours differs: it never clears the gradients of stage 2, so
 that Adam receives their running sum; a trajectory's latents are stored after the step whose time

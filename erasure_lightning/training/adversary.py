@@ -51,10 +51,11 @@ class Adversary(ABC):
 
         ``min over c' of mse( eps(x_t, c'), eps*(x_t, c) )``
 
-    RACE and STEREO compare with the noise ``n`` of ``x_t`` (`AdversaryModels.error` is the same);
-    the original's prediction is its mean, so that the minimum is the same and its gradient has less
-    variance. A row takes no step where the student predicts as the original but for rounding:
-    gradients are noise there, which Adam and signs turn into steps of full length.
+    STEREO compares with the noise ``n`` of ``x_t`` (`AdversaryModels.error` is the same), RACE with
+    that at the start of the rollout to ``x_t``; the original's prediction is the mean of the first,
+    so that the minimum is the same and its gradient has less variance. A row takes no step where
+    the student predicts as the original but for rounding: gradients are noise there, which Adam and
+    signs turn into steps of full length.
 
     Cost of a step with a search: ``starts * steps`` forwards and backwards more, and as many
     forwards as points are compared at the loss's latents.

@@ -133,6 +133,20 @@ class TestLoss:
         module.erasure_loss(noisy(module, *latents(), BATCH))
         assert len(calls) == 2  # the concept and no prompt, not the alternative
 
+    @pytest.mark.parametrize(("another", "predictions"), [(True, 2), (False, 1)])
+    def test_a_rank_without_anchors_predicts_with_one_that_has_some(self, another, predictions):
+        """Sharded weights are gathered by all ranks together, or each waits for the others."""
+        calls = []
+        module = all_but_one(alternative=1.0, eta=0.0)
+        module.original.any_rank = lambda flag: flag or another
+        module.original.denoiser.register_forward_hook(lambda *_: calls.append(1))
+        without = BATCH.rows([1, 1])
+        teacher = noisy(module, *latents(), without).teacher
+        target = module.target(teacher)
+        assert target.abs().max() < 1e-6
+        teacher.unconditional  # noqa: B018  (the drift term's)
+        assert len(calls) == predictions
+
 
 def still(module):
     """Disturb the text layers so that the empty prompt's prediction stays exactly where it was."""

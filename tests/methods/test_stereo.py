@@ -183,6 +183,22 @@ def test_the_last_target_is_away_from_all_words_and_towards_the_anchor():
     assert torch.allclose(module.robust_target(batch), by_hand, atol=1e-5)
 
 
+@pytest.mark.parametrize(("another", "predictions"), [(True, 4), (False, 3)])
+def test_a_rank_without_anchors_predicts_with_one_that_has_some(another, predictions):
+    """Sharded weights are gathered by all ranks together, or each waits for the others."""
+    calls = []
+    module = with_words(1, parallel=1.0)
+    module.original.any_rank = lambda flag: flag or another
+    batch = noisy(module, X, T, BATCH._replace(anchors=["", ""]))
+    teacher = batch.teacher
+    module.original.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    target = module.robust_target(batch)
+    assert len(calls) == predictions  # two words, no prompt, and the anchors
+    word = module.original.denoise(X, T, module.conditioning(batch, torch.tensor([1, 1])))
+    mean = torch.stack((teacher.concept, word)).mean(dim=0) - teacher.unconditional
+    assert torch.allclose(target, teacher.unconditional - mean, atol=1e-5)
+
+
 def test_each_row_has_its_own_word():
     module = with_words(2)
     batch = noisy(module, X, T, BATCH)

@@ -10,6 +10,8 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.all_but_one import AllButOne
 from erasure_lightning.methods.ant import ANT
 from erasure_lightning.methods.ca import CA
+from erasure_lightning.methods.eraseanything import EraseAnything
+from erasure_lightning.methods.eraseflow import EraseFlow
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.realera import RealEra
 from erasure_lightning.methods.salun import SalUn
@@ -98,6 +100,41 @@ class TestLayers:
     def test_have_a_rank_of_at_least_one(self):
         with pytest.raises(ErasureError, match="ESD needs rank of at least 1; found 0"):
             make(rank=0)
+
+
+class TestBeginning:
+    """The product of both factors is 0; the first one scales all that training adds to it."""
+
+    def first_factors(self, method, **arguments):
+        module = make(method, **arguments)
+        module.configure_model()
+        assert torch.equal(predict(module.backbone), predict(TinyFlux()))
+        return [p for name, p in module.trainable().items() if ".lora_A." in name]
+
+    def test_uniform_within_the_inverse_root_of_the_inputs(self):
+        for down in self.first_factors(ESD, rank=4):
+            assert down.abs().max() <= down.shape[1] ** -0.5
+
+    @pytest.mark.parametrize(
+        ("method", "arguments", "rank"),
+        [
+            (ESD, {"rank": 4, "lora_init": "gaussian"}, 4),
+            (EraseFlow, {}, 4),
+            (EraseAnything, {}, 8),
+            (RealEra, {}, 1),
+        ],
+        ids=lambda v: getattr(v, "__name__", ""),
+    )
+    def test_gaussian_with_a_deviation_of_one_over_the_rank(self, method, arguments, rank):
+        """As in the official code of the methods whose rates are the defaults (of MACE's)."""
+        together = torch.cat([p.flatten() for p in self.first_factors(method, **arguments)])
+        assert together.std().item() == pytest.approx(1 / rank, rel=0.2)
+
+    def test_needs_a_rank_and_one_of_both(self):
+        with pytest.raises(ErasureError, match="ESD with lora_init needs a rank; found none"):
+            make(lora_init="gaussian")
+        with pytest.raises(ErasureError, match="needs one of uniform, gaussian as lora_init"):
+            make(rank=1, lora_init="normal")
 
 
 def test_the_teacher_of_adapters_is_the_frozen_base():

@@ -19,8 +19,9 @@ trajectories of the student (``student: true``).
 Where ours differs: its centres come from k-means over the words' distances to the concept, a list
 of numbers; ours are the words at equal ranks of distance. Erased words and their domains are never
 targets, there they may be. There ``z_t`` is a rollout of the mixture; a mixture changes with every
-step, so ours is noise on an empty image. Every step here is one on the mixture and one on the
-weights, at the same latents; there they alternate.
+step, so ours is noise on an empty image. Its latents are 39 to 58 (of 1000) times cleaner than
+their time, as in ESD of 2023, whose loop it is. Every step here is one on the mixture and one on
+the weights, at the same latents; there they alternate.
 
 Cost of a step: 2 forwards and backwards of the student and 2 forwards of the original for the
 weights (its prediction for the concept is the bank's); a forward and backward of the student and a
