@@ -238,18 +238,13 @@ def result_table(result: Result) -> Table:
     for group, metrics in result.estimates.items():
         if group == "structure":
             continue
-        before, after = (_two_lines(metrics["recognized"][when]) for when in ("before", "after"))
+        before, after = (metrics["recognized"][when].two_lines() for when in ("before", "after"))
         better = "lower" if group in ERASURE_GROUPS else "higher"
         table.add_row(group, GROUP_QUESTIONS[group], before, after, better)
     for name, stages in result.estimates.get("structure", {}).items():
         question, better = STRUCTURE_METRICS[name]
-        table.add_row("structure", question, "", _two_lines(stages["after"]), better)
+        table.add_row("structure", question, "", stages["after"].two_lines(), better)
     return table
-
-
-def _two_lines(estimate: Estimate) -> str:
-    """An estimate on two lines, so that the table fits 80 columns."""
-    return str(estimate).replace(" [", "\n[")
 
 
 def _caption(result: Result) -> str:

@@ -70,7 +70,7 @@ class PartErasure(AdapterErasure):
             a match have no adapter. By default all have one.
         merge: Add the adapters to the weights when training ends, so that the edit is weights like
             any other; else the edit has both apart.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of `GradientErasure`.
 
     Raises:
         ErasureError: If the rank is below 1, or layers are given without one or are no expression.
@@ -228,7 +228,7 @@ class PerConceptErasure(GradientErasure):
 
     Args:
         rank: Rank of each adapter, at least 1.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of `GradientErasure`.
 
     Raises:
         ErasureError: If the rank is below 1.
