@@ -35,6 +35,8 @@ _NO_SCORER = (
     " line: --trainer.callbacks+=Measure --trainer.callbacks.scorer=FOLDER)."
 )
 
+_NOT_DRAWN = "The original shows the concept in none of these images: they do not measure erasure."
+
 
 class Measure(PairedImages):
     """Measures an edit on the images of ``test`` or ``validate``.
@@ -254,4 +256,7 @@ def _caption(result: Result) -> str:
     after = result.overall("after")
     if before is None or after is None:
         return ""
-    return f"overall (harmonic mean): {before:.3f} before, {after:.3f} after"
+    overall = f"overall (harmonic mean): {before:.3f} before, {after:.3f} after"
+    if result.estimates["efficacy"]["recognized"]["before"].mean > 0:
+        return overall
+    return f"{overall}\n{_NOT_DRAWN}"
