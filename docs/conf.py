@@ -3,7 +3,9 @@
 The reference lists methods, attacks and retention callbacks as the package's own tables do.
 """
 
+import importlib.util
 import re
+from ast import get_docstring, parse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,10 @@ from erasure_lightning.methods import METHODS
 from erasure_lightning.retention import RETENTION_CALLBACKS
 
 if TYPE_CHECKING:
+    from docutils.nodes import Element
+    from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
 
 DOCS = Path(__file__).parent
 PACKAGE = erasure_lightning.__name__
@@ -23,12 +28,15 @@ PACKAGE = erasure_lightning.__name__
 project = author = PACKAGE
 html_title = "Erasure Lightning"
 html_theme = "furo"
+html_show_copyright = False
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 default_role = "py:obj"  # a name in single backticks links to its entry, where it has one
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True  # as they are written, not the values' representations
 maximum_signature_line_length = 88
+napoleon_numpy_docstring = False  # it would read a line's colon again, after `keep_colons`
 myst_heading_anchors = 3
 toc_object_entries_show_parents = "hide"
 
@@ -50,15 +58,19 @@ def modules(room: str, names: str) -> dict[str, str]:
 REFERENCE = {
     "Methods": modules_of(METHODS),
     "Retention": modules("retention", "base") | modules_of(RETENTION_CALLBACKS),
-    "Attacks": modules("attacks", "base") | modules_of(ATTACKS),
+    "Attacks": modules("attacks", "base target outcome probe fine_tuning_attack")
+    | modules_of(ATTACKS),
     "Training": modules(
         "training",
         "base gradient closed_form inference_rule adapter_methods adversary adversary_kinds"
         " latent_sources trajectory_bank image_sources stochastic_trajectories paired_sampling"
-        " strategies",
+        " saliency word_mixtures strategies",
     ),
-    "Models": modules("backbones", "interface base conditioning loading tiny"),
-    "Measures": modules("callbacks", "measure") | modules("metrics", "image_metrics scorer"),
+    "Models": modules("backbones", "interface base conditioning towers process loading tiny"),
+    "Edits": modules("adapters", "base") | modules("edits", "export_format changes"),
+    "Data": modules("concepts", "concept") | modules("data", "datamodule image_plan"),
+    "Measures": modules("callbacks", "measure")
+    | modules("metrics", "estimates protocol image_metrics scorer"),
     "Checks of extensions": {f"{PACKAGE}.testing": "testing", f"{PACKAGE}.errors": "errors"},
 }
 
@@ -82,12 +94,28 @@ def write_reference(app: "Sphinx") -> None:
     """Write a page for the package, and for each part of `REFERENCE` and each of its modules."""
     (DOCS / "reference").mkdir(exist_ok=True)
     entries = [f".. {directive}:: {PACKAGE}.{name}" for name, directive in public_names().items()]
-    write_page("python", "Python", entries)
+    elsewhere = ", ".join(f"`{n}`" for n in erasure_lightning.__all__ if n not in public_names())
+    text = f"``import {PACKAGE}`` also has {elsewhere}, which other pages describe."
+    write_page("python", "Python", [text, *entries])
     for part, contents in REFERENCE.items():
         for module, title in contents.items():
             write_page(page_of(module), title, [f".. automodule:: {module}"])
+        listed = "\n".join(
+            f"* :doc:`{page_of(module)}`: {first_line(module).removeprefix(f'{title}: ')}"
+            for module, title in contents.items()
+        )
         contained = "".join(f"\n   {page_of(module)}" for module in contents)
-        write_page(part.partition(" ")[0].lower(), part, [f".. toctree::\n{contained}"])
+        toctree = f".. toctree::\n   :hidden:\n{contained}"
+        write_page(part.partition(" ")[0].lower(), part, [listed, toctree])
+
+
+def first_line(module: str) -> str:
+    """First sentence of a module's docstring."""
+    spec = importlib.util.find_spec(module)
+    assert spec
+    assert spec.origin
+    text = get_docstring(parse(Path(spec.origin).read_text())) or ""
+    return " ".join(text.partition("\n\n")[0].split())
 
 
 def page_of(module: str) -> str:
@@ -115,8 +143,8 @@ def keep_colons(
     app: "Sphinx", what: str, name: str, of: object, options: Any, lines: list[str]
 ) -> None:
     """Keep napoleon from reading what precedes a colon in an attribute's first line as its type."""
-    if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
+    if what in ("attribute", "data", "property") and lines:
+        lines[0] = f": {lines[0]}"  # an empty type
 
 
 def keep_lines(
@@ -133,9 +161,32 @@ def keep_lines(
             outer = line
 
 
+def link_short_name(
+    app: "Sphinx", env: "BuildEnvironment", node: "pending_xref", content: "Element"
+) -> "Element | None":
+    """Link the name of a class or a function to its only entry, whichever module names it."""
+    if node.get("refdomain") != "py":
+        return None
+    name = node["reftarget"]
+    domain: Any = env.get_domain("py")
+    kinds = {"class", "exception", "function"} | ({"method", "attribute"} if "." in name else set())
+    entries = [
+        full
+        for full, entry in domain.objects.items()
+        if full.endswith(f".{name}") and entry.objtype in kinds and not entry.aliased
+    ]
+    if len(entries) != 1:
+        return None
+    link: Element | None = domain.resolve_xref(
+        env, node["refdoc"], app.builder, "obj", entries[0], node, content
+    )
+    return link
+
+
 def setup(app: "Sphinx") -> None:
     """Connect the functions above."""
     app.connect("builder-inited", write_reference)
     app.connect("source-read", link_pages)
     app.connect("autodoc-process-docstring", keep_colons, priority=100)  # before napoleon's
     app.connect("autodoc-process-docstring", keep_lines, priority=900)  # after it
+    app.connect("missing-reference", link_short_name)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,36 @@ def test_equations_keep_their_lines(conf):
     conf.keep_lines(None, "class", "C", None, None, lines)
     assert lines[2:4] == ["    | one   ``a``", "    |       ``b``"]
     assert lines[5:] == ["after", "", ":param x: y", "    continued"]
+
+
+def test_a_colon_in_a_property_is_no_type(conf):
+    lines = ["Precision of latents: at least float32.", ""]
+    conf.keep_colons(None, "property", "dtype", None, None, lines)
+    assert lines == [": Precision of latents: at least float32.", ""]  # napoleon's empty type
+    assert not conf.napoleon_numpy_docstring  # which would remove it first
+
+
+def test_each_page_of_the_reference_is_listed_with_its_first_sentence(conf):
+    assert conf.first_line("erasure_lightning.errors").startswith("`ErasureError`: ")
+    assert all(conf.first_line(module) for part in conf.REFERENCE.values() for module in part)
+
+
+def test_a_short_name_links_to_its_only_entry(conf):
+    entries = {"a.One": "class", "a.One.step": "method", "b.Two": "class", "c.Two": "class"}
+    objects = {
+        name: types.SimpleNamespace(objtype=kind, aliased=False) for name, kind in entries.items()
+    }
+    domain = types.SimpleNamespace(objects=objects, resolve_xref=lambda *args: args[4])
+    env = types.SimpleNamespace(get_domain=lambda _: domain)
+    app = types.SimpleNamespace(builder=None)
+
+    def linked(name):
+        node = {"refdomain": "py", "reftarget": name, "refdoc": ""}
+        return conf.link_short_name(app, env, node, None)
+
+    assert [linked(name) for name in ("One", "One.step", "step", "Two")] == [
+        "a.One",
+        "a.One.step",
+        None,
+        None,
+    ]

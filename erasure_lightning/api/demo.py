@@ -181,7 +181,10 @@ def serve_demo(
                 server_name=host, server_port=port, css=_CSS, theme=theme, **_LAUNCH
             )
         except OSError as error:
-            raise ErasureError(f"The demo needs a free port at {host}: {error}") from error
+            taken = f"port {port}, which is taken" if port else "none from 7860"
+            raise ErasureError(
+                f"The demo needs a free port at {host}; found {taken}. Name another: --port N"
+            ) from error
         try:
             ready(address)
             while True:
@@ -238,7 +241,7 @@ def _page(gradio: Any, both: SideBySide) -> Any:
                 gradio.HTML(f'<p class="words">{_HEADINGS[heading]}</p>', padding=False)
                 chosen += [(gradio.Button(b.word, size="sm"), b.prompt) for b in several]
         with gradio.Row():
-            seed = gradio.Number(0, label="Seed", precision=0, minimum=0, min_width=100, scale=1)
+            seed = gradio.Number(0, label="Seed", precision=0, min_width=100, scale=1)
             strength = gradio.Slider(
                 0, 2, 1, step=0.05, label="Strength of the edit", min_width=180, scale=3
             )
@@ -284,7 +287,7 @@ def _connect(
             drawn = partial(both.draw, prompt, int(seed or 0))
             return drawn(0.0), drawn(float(strength))
         except ErasureError as error:
-            raise gradio.Error(str(error)) from error
+            raise gradio.Error(str(error), print_exception=False) from error
 
     settings = {"api_visibility": "private", "show_progress": "minimal"}
     drawing = {"fn": draw, "inputs": inputs, "outputs": images, **settings}

@@ -246,7 +246,7 @@ def attack_grid(outcome: Outcome, judged: Sequence[JudgedCase]) -> Image:
     title = f"{outcome.attack} on {shortened_names(outcome.concepts)}{by}"
     protocol = outcome.protocol
     subtitle = (
-        f"{protocol.steps} steps, guidance {protocol.guidance:g}; brought back:"
+        f"{protocol.steps} steps, guidance {protocol.guidance:g}; restored:"
         f" {outcome.success['attacked']}"
     )
     if outcome.axis:

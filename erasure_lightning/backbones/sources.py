@@ -213,7 +213,8 @@ def _download(source: PipelineSource, patterns: Sequence[str]) -> Path:
             return cached
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         title = f"{name}@{revision}" if revision else name
-        raise ErasureError(f"The Hub id {title!r} could not be read: {first}") from error
+        reason = first.removeprefix("Got: ")  # the hub's client begins so without a network
+        raise ErasureError(f"The Hub id {title!r} could not be read: {reason}") from error
 
 
 def cached_folder(repository: str, revision: str | None = None) -> Path | None:

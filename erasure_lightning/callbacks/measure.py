@@ -35,6 +35,8 @@ _NO_SCORER = (
     " line: --trainer.callbacks+=Measure --trainer.callbacks.scorer=FOLDER)."
 )
 
+_NOT_DRAWN = "The original shows the concept in none of these images: they do not measure erasure."
+
 
 class Measure(PairedImages):
     """Measures an edit on the images of ``test`` or ``validate``.
@@ -238,18 +240,13 @@ def result_table(result: Result) -> Table:
     for group, metrics in result.estimates.items():
         if group == "structure":
             continue
-        before, after = (_two_lines(metrics["recognized"][when]) for when in ("before", "after"))
+        before, after = (metrics["recognized"][when].two_lines() for when in ("before", "after"))
         better = "lower" if group in ERASURE_GROUPS else "higher"
         table.add_row(group, GROUP_QUESTIONS[group], before, after, better)
     for name, stages in result.estimates.get("structure", {}).items():
         question, better = STRUCTURE_METRICS[name]
-        table.add_row("structure", question, "", _two_lines(stages["after"]), better)
+        table.add_row("structure", question, "", stages["after"].two_lines(), better)
     return table
-
-
-def _two_lines(estimate: Estimate) -> str:
-    """An estimate on two lines, so that the table fits 80 columns."""
-    return str(estimate).replace(" [", "\n[")
 
 
 def _caption(result: Result) -> str:
@@ -259,4 +256,7 @@ def _caption(result: Result) -> str:
     after = result.overall("after")
     if before is None or after is None:
         return ""
-    return f"overall (harmonic mean): {before:.3f} before, {after:.3f} after"
+    overall = f"overall (harmonic mean): {before:.3f} before, {after:.3f} after"
+    if result.estimates["efficacy"]["recognized"]["before"].mean > 0:
+        return overall
+    return f"{overall}\n{_NOT_DRAWN}"

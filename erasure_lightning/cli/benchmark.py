@@ -155,7 +155,7 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
         write_atomically(path, text.encode())
     engine = Engine(options.jobs, options.threads or _threads(options.jobs))
     print(
-        f"{suite.name}: {len(missing)} of {len(chosen)} cells to run, {options.jobs} side by side,"
+        f"{suite.name}: {len(missing)} of {len(chosen)} cells to run, {options.jobs} at a time,"
         f" in {out}"
     )
     # Closed first, so that children have ended where an interruption is printed.

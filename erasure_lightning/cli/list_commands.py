@@ -103,8 +103,9 @@ def run_compare(argv: list[str]) -> None:
     identity = next(iter(results.values())).protocol.identity
     table = Table("", "before", *results, caption=f"protocol {identity}")
     for row in rows:
-        after = [str(row.after[name]) for name in results]
-        table.add_row(f"{row.group} {row.metric}", str(row.before) if row.before else "", *after)
+        after = [row.after[name].two_lines() for name in results]
+        before = row.before.two_lines() if row.before else ""
+        table.add_row(f"{row.group} {row.metric}", before, *after)
     Console().print(table)
 
 

@@ -65,6 +65,8 @@ def run_log(argv: list[str]) -> None:
     for entry in entries:
         _log(entry, options)
         print(f"Logged {entry.folder} as {entry.name}.")
+        if options.logger == "wandb":
+            _end_session()
 
 
 def _parser() -> Arguments:
@@ -173,6 +175,13 @@ def _log(entry: Entry, options: argparse.Namespace) -> None:
         (writer,) = dashboard_writers([logger], max((step for step, _ in entry.curves), default=0))
         writer.log_config(entry.config)
         entry.show(writer)
+
+
+def _end_session() -> None:
+    """End W&B's session, which would keep the folder of the first run for the others' artifacts."""
+    import wandb
+
+    wandb.teardown()
 
 
 def _logger(entry: Entry, options: argparse.Namespace) -> Logger:

@@ -47,8 +47,9 @@ def run_push(argv: list[str]) -> None:
 
 
 def _write(options: Namespace, folder: Path) -> None:
-    from erasure_lightning.report.hub_folder import write_hub_folder
+    from erasure_lightning.report.hub_folder import require_new_folder, write_hub_folder
 
+    require_new_folder(folder)  # before a model is loaded
     exports = _exports(options, folder) if options.to else {}
     with_gallery = not options.no_gallery
     notes = write_hub_folder(

@@ -250,7 +250,7 @@ def _columns(path: Path, columns: Sequence[str]) -> PromptColumns:
         if known.prompt in columns and (seed or known.numbered):
             return PromptColumns(known.prompt, seed)
     ways = (
-        "prompt and evaluation_seed (I2P, Ring-A-Bell; or sd_seed, or seed), text and seed (SPEED),"
+        "prompt and seed (I2P, Ring-A-Bell: or evaluation_seed, or sd_seed), text and seed (SPEED),"
         " sensitive prompt (Ring-A-Bell) or adv_prompt (MMA-Diffusion)"
     )
     raise ErasureError(f"{path} needs the columns {ways}; found {', '.join(columns) or 'none'}.")

@@ -53,7 +53,7 @@ class AdaVD(InferenceRule):
         threshold: ``b``, the cosine at which a token loses half of ``scale``, -1..1.
         scale: ``c``, the share of its projection that a token equal to the concept's loses, at
             least 0; above 1 it is turned round.
-        kwargs: Arguments of every method.
+        kwargs: Arguments of `ErasureModule`.
 
     Raises:
         ErasureError: If a number is out of range.

@@ -60,7 +60,7 @@ class AdvUnlearn(GradientErasure):
         words: Number of words before the sentence, at least 1.
         adversary: Another search, in the place of that for words before the sentence.
         lr: Highest learning rate.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of `GradientErasure`.
 
     Raises:
         ErasureError: If a number is out of range.

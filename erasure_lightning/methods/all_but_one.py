@@ -53,7 +53,7 @@ class AllButOne(PartErasure):
         detach_unconditional: Let the guidance term train the conditional prediction alone.
         lr: Highest learning rate; ESD's of 2023, as peers train SD 1.x with it for 200 to 1500
             steps.
-        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
+        kwargs: Arguments of `GradientErasure`, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If ``lam`` or ``eta`` is negative.

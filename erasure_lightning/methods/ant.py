@@ -74,7 +74,7 @@ class ANT(SalientErasure, PartErasure):
             trained, without maps.
         train: Which part of the denoiser, as in ESD.
         lr: Highest learning rate.
-        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
+        kwargs: Arguments of `GradientErasure`, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If a number is out of range.

@@ -84,7 +84,7 @@ class CA(PartErasure):
             ``all`` the official choice for memorised images.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
-        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
+        kwargs: Arguments of `GradientErasure`, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If a number is out of range.

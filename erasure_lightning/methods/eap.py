@@ -56,7 +56,7 @@ class EAP(WordMixtureErasure):
         adversary_lr: Learning rate of the words' Adam; at 0 they are random.
         lr: Highest learning rate of the weights.
         loss_space: The clean latents, in which EAP is defined; or another.
-        kwargs: Arguments of every gradient method, of `PartErasure` (``rank`` for adapters), and of
+        kwargs: Arguments of `GradientErasure`, of `PartErasure` (``rank`` for adapters), and of
             `WordMixtureErasure` (``vocabulary``, ``closest``, ``centres``, ``temperature``).
 
     Raises:

@@ -89,7 +89,7 @@ class EraseAnything(PartErasure):
         lr: Highest learning rate.
         optimizer: As in every gradient method.
         weight_decay: As in every gradient method.
-        kwargs: Arguments of every gradient method, and of `PartErasure`: with ``lora_layers``,
+        kwargs: Arguments of `GradientErasure`, and of `PartErasure`: with ``lora_layers``,
             layers of the part ``train`` have adapters, and not the text's queries and keys.
 
     Raises:

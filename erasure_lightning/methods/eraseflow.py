@@ -72,7 +72,7 @@ class EraseFlow(PartErasure):
         latents: `StochasticTrajectories`, whose guidance and eta the likelihoods have.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
-        kwargs: Arguments of every gradient method, and of `PartErasure`: ``train``, by default
+        kwargs: Arguments of `GradientErasure`, and of `PartErasure`: ``train``, by default
             attention in which pixels meet text, and ``lora_layers``.
 
     Raises:

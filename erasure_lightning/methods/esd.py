@@ -56,7 +56,7 @@ class ESD(PartErasure):
             lose the concept's direction (glasses, erased from a person) while the concept's own
             are not trained.
         lr: Highest learning rate.
-        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
+        kwargs: Arguments of `GradientErasure`, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If eta is negative, a concept has no anchor to be erased from, or an adversary

@@ -80,7 +80,7 @@ class FMN(PartErasure):
         inversion_batch: Images of each concept in a step of it, at least 1.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
-        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
+        kwargs: Arguments of `GradientErasure`, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If a number is out of range.

@@ -136,7 +136,7 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         guidance: Scale of classifier-free guidance of the rollouts.
         threshold: Standard deviations from the mean score of the neighbours to the gate's centre,
             above 0.
-        kwargs: Arguments of every method.
+        kwargs: Arguments of `ErasureModule`.
 
     Raises:
         ErasureError: If a number is out of range, or the template has no place for the words.

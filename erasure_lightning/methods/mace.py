@@ -79,7 +79,7 @@ class MACE(PerConceptErasure):
         ridge: ``lamb``, pull of both closed forms towards the weights they start from, above 0.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of `GradientErasure`.
 
     Raises:
         ErasureError: If a number is out of range.

@@ -51,7 +51,7 @@ class RACE(PartErasure):
             none.
         adversary: Another search, in the place of that for text states.
         lr: Highest learning rate.
-        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
+        kwargs: Arguments of `GradientErasure`, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If a number is out of range.

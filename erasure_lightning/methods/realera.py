@@ -67,7 +67,7 @@ class NeighbourMining(ErasureModule):
             0.
         beyond_weight: ``lam_b`` of all concepts together, at least 0.
         ridge: ``lam``, pull of stage A towards the old weights, above 0.
-        kwargs: Arguments of every method.
+        kwargs: Arguments of `ErasureModule`.
 
     Raises:
         ErasureError: If a number is out of range.

@@ -60,7 +60,7 @@ class RECE(ClosedFormErasure):
             the empty prompt. By default the empty prompt alone.
         preserve_scale: Weight ``p`` of each of their positions in an epoch, at least 0.
         ridge: Pull ``lamb`` of an epoch towards the weights before it, above 0.
-        kwargs: Arguments of every method.
+        kwargs: Arguments of `ErasureModule`.
 
     Raises:
         ErasureError: If a number is out of range, or the file is missing or empty.

@@ -126,7 +126,7 @@ class Receler(AdapterErasure):
         mask_weight: Weight of ``L_reg``, at least 0.
         threshold: Share of the range of attention from which a pixel shows the concept, 0..1.
         lr: Highest learning rate.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of `GradientErasure`.
 
     Raises:
         ErasureError: If a number is out of range.

@@ -66,7 +66,7 @@ class SAFREE(InferenceRule):
         filter: Whether the self-validating filter scales the projection; else it is whole.
         steepness: Steepness of the filter, at least 0.
         threshold: ``beta`` at which the filter is a half, 0..2.
-        kwargs: Arguments of every method.
+        kwargs: Arguments of `ErasureModule`.
 
     Raises:
         ErasureError: If a number is out of range.

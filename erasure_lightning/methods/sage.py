@@ -109,7 +109,7 @@ class SAGE(GradientErasure):
         eta: How far past the anchor the target lies, away from the concept; at least 0.
         denoiser_lr: Highest learning rate of the denoiser's part; ``lr`` by default.
         lr: Highest learning rate.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of `GradientErasure`.
 
     Raises:
         ErasureError: If a number is out of range, ``vocabulary`` cannot be read, or ``train`` and

@@ -73,7 +73,7 @@ class SalUn(SalientErasure, PartErasure):
         share: Share of the weights that are trained, above 0; at 1 all, without saliency.
         train: Which part of the denoiser, as in ESD: ``all`` of it, or ``x``, its cross-attention.
         lr: Highest learning rate.
-        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
+        kwargs: Arguments of `GradientErasure`, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If a number is out of range, or latents are no generated images.

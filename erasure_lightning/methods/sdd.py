@@ -51,7 +51,7 @@ class SDD(PartErasure):
         lr: Highest learning rate.
         optimizer: As in every gradient method.
         weight_decay: As in every gradient method.
-        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
+        kwargs: Arguments of `GradientErasure`, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If ``ema`` is out of range.

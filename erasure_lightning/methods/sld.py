@@ -60,7 +60,7 @@ class SLD(InferenceRule):
         threshold: ``lambda``, in units of the prediction.
         momentum: ``s_m``, at least 0.
         beta: ``beta_m``, at least 0 and below 1.
-        kwargs: Arguments of every method.
+        kwargs: Arguments of `ErasureModule`.
 
     Raises:
         ErasureError: If a number is out of range, the template has no place for the concepts, or

@@ -70,7 +70,7 @@ class SPM(AdapterErasure):
         warmup: Steps over which the rate rises from 0.
         schedule: As in every gradient method.
         optimizer: As in every gradient method.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of `GradientErasure`.
 
     Raises:
         ErasureError: If a number is negative, or a template has no place for the words.

@@ -75,7 +75,7 @@ class STEREO(PartErasure):
         search_lr: Learning rate of the search, at least 0.
         lr: Highest learning rate of the last stage.
         optimizer: As in every gradient method.
-        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
+        kwargs: Arguments of `GradientErasure`, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If a number is out of range.

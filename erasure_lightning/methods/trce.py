@@ -70,7 +70,7 @@ class TRCE(GradientErasure):
             most 1. Sources other than a bank supply latents of any time.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of `GradientErasure`.
 
     Raises:
         ErasureError: If a number is out of range.

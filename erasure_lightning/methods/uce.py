@@ -45,7 +45,7 @@ class UCE(ClosedFormErasure):
         erase_scale: Weight ``e`` of each concept and template, at least 0.
         preserve_scale: Weight ``p`` of each prompt in ``preserve``, at least 0.
         ridge: Pull ``lamb`` towards the original weights, above 0.
-        kwargs: Arguments of every method.
+        kwargs: Arguments of `ErasureModule`.
 
     Raises:
         ErasureError: If a weight is out of range, or a template has no place for the words.

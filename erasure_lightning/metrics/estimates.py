@@ -22,3 +22,7 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def two_lines(self) -> str:
+        """The mean above its interval, so that tables fit 80 columns."""
+        return str(self).replace(" [", "\n[")

@@ -81,7 +81,7 @@ def score_table(scores: dict[str, Score]) -> Table:
     caption = f"95 % intervals; protocol {first.identity}"
     table = Table("", "before", *names, caption=caption)
     for metric, by_stage in first.estimates.items():
-        before = str(by_stage["before"]) if "before" in by_stage else ""
-        after = [str(score.estimates[metric]["after"]) for score in scores.values()]
+        before = by_stage["before"].two_lines() if "before" in by_stage else ""
+        after = [score.estimates[metric]["after"].two_lines() for score in scores.values()]
         table.add_row(metric, before, *after)
     return table

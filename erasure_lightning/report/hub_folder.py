@@ -167,6 +167,19 @@ def _unreachable(repository: str, error: Exception) -> ErasureError:
     )
 
 
+def require_new_folder(folder: Path) -> None:
+    """Raise if a folder to push exists.
+
+    Raises:
+        ErasureError: If it does.
+    """
+    if folder.exists():
+        raise ErasureError(
+            f"{folder} exists already, and is not overwritten: its card may have been edited."
+            " Upload it with --upload, choose another --run_dir, or delete it."
+        )
+
+
 @contextmanager
 def _complete_or_absent(folder: Path) -> Iterator[Path]:
     """A folder under a temporary name, which gets its own once it is complete.
@@ -174,11 +187,7 @@ def _complete_or_absent(folder: Path) -> Iterator[Path]:
     Raises:
         ErasureError: If it exists.
     """
-    if folder.exists():
-        raise ErasureError(
-            f"{folder} exists already, and is not overwritten: its card may have been edited."
-            " Upload it with --upload, choose another --run_dir, or delete it."
-        )
+    require_new_folder(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

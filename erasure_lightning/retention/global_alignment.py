@@ -36,7 +36,7 @@ class GlobalSemanticAlignment(RetentionCallback):
         mode: Which similarities are compared.
         batch_size: Prompts sampled a step (rows), on each rank.
         temperature: Temperature of ``kl_softmax``, above 0.
-        kwargs: Arguments of every retention callback.
+        kwargs: Arguments of `RetentionCallback`.
 
     Raises:
         ErasureError: If a number is out of range.

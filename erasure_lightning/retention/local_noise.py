@@ -30,7 +30,7 @@ class LocalNoisePreservation(RetentionCallback):
         batch_size: Prompts sampled a step, on each rank.
         latents: Source of ``(x, t)``, for instance trajectories of the original on retained
             prompts; by default pure noise at random times, which covers more prompts at less cost.
-        kwargs: Arguments of every retention callback.
+        kwargs: Arguments of `RetentionCallback`.
     """
 
     name = "local"

@@ -23,7 +23,7 @@ class LocalStatePreservation(RetentionCallback):
     Args:
         weight: Weight of the term.
         batch_size: Prompts sampled a step, on each rank.
-        kwargs: Arguments of every retention callback.
+        kwargs: Arguments of `RetentionCallback`.
     """
 
     name = "states"

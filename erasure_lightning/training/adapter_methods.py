@@ -78,7 +78,7 @@ class PartErasure(AdapterErasure):
             ones move the weights further: by 12 times at rank 4 and 768 inputs.
         merge: Add the adapters to the weights when training ends, so that the edit is weights like
             any other; else the edit has both apart.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of `GradientErasure`.
 
     Raises:
         ErasureError: If the rank is below 1, or missing where needed, or layers are no expression.
@@ -240,7 +240,7 @@ class PerConceptErasure(GradientErasure):
 
     Args:
         rank: Rank of each adapter, at least 1.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of `GradientErasure`.
 
     Raises:
         ErasureError: If the rank is below 1.

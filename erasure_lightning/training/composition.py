@@ -14,7 +14,7 @@ class Composition(ErasureModule):
 
     Args:
         tensors: Names of the edited tensors, by the pipeline's components.
-        kwargs: Arguments of every method.
+        kwargs: Arguments of `ErasureModule`.
     """
 
     def __init__(self, *, tensors: list[str], **kwargs: Any) -> None:

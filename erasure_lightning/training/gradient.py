@@ -63,7 +63,7 @@ class GradientErasure(ErasureModule):
             text states, attention and likelihoods have none, nor have retention callbacks.
         adversary: Search for conditioning that restores the concept, which is erased too; by
             default none. Methods whose loss is not on predictions for the concept refuse one.
-        kwargs: Arguments of every method.
+        kwargs: Arguments of `ErasureModule`.
 
     Raises:
         ErasureError: If a number is out of range, or the method takes no adversary.

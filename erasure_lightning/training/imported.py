@@ -14,7 +14,7 @@ class Imported(ErasureModule):
     Args:
         parameters: Names of the edited parameters, by the pipeline's components.
         code: Repository and commit of the code whose layout the edit was in.
-        kwargs: Arguments of every method.
+        kwargs: Arguments of `ErasureModule`.
     """
 
     def __init__(self, *, parameters: list[str], code: str = "", **kwargs: Any) -> None:

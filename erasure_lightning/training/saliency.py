@@ -66,7 +66,7 @@ class SalientErasure(GradientErasure):
     Args:
         share: Share of the weights that are trained, above 0; at 1 all of them, without masks. Of
             low-rank adapters masks leave the factor that has a gradient at the original.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of `GradientErasure`.
 
     Raises:
         ErasureError: If the share is out of range, weights decay, or no weight is salient.

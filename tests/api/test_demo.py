@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 from browser import REQUEST, Browser, chromium
 
 from erasure_lightning import erase
 from erasure_lightning.__main__ import main
+from erasure_lightning.api import demo
 from erasure_lightning.api.demo import SideBySide, word_buttons
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -103,6 +105,17 @@ def test_a_port_that_cannot_be(run, capsys):
     assert error.startswith("erasure: error: A demo needs port of at least 1 and at most 65535")
 
 
+def test_a_port_that_is_taken(run, monkeypatch):
+    def launch(**_):
+        raise OSError("Cannot find empty port")
+
+    gradio = SimpleNamespace(themes=SimpleNamespace(Default=lambda **_: None))
+    monkeypatch.setattr(demo, "_gradio", lambda: gradio)
+    monkeypatch.setattr(demo, "_page", lambda *_: SimpleNamespace(launch=launch))
+    with pytest.raises(ErasureError, match=r"port at 127.0.0.1; found port 7899, which is taken"):
+        demo.serve_demo(run, port=7899)
+
+
 @pytest.mark.parametrize("host", ["no host", "192.0.2.1", "x" * 70])
 def test_a_host_that_is_no_address_of_this_machine(run, capsys, host):
     assert main(["demo", str(run), "--host", host]) == 2
@@ -152,6 +165,10 @@ def test_the_page_draws_in_a_browser_without_network_and_ctrl_c_ends_it(run, era
             evaluate(browser, f"{press} == '<b>red</b>').click()")
             wait(browser, "document.querySelector('#prompt textarea').value == 'a <b>red</b>'")
             wait(browser, f"{SOURCES}.every((s, i) => s != {first}[i])")
+            seed = "document.querySelector('input[aria-label=Seed]')"
+            evaluate(browser, f"{seed}.value = -5, {seed}.dispatchEvent(new Event('input'))")
+            evaluate(browser, f"{seed}.dispatchEvent(new Event('blur'))")
+            wait(browser, "document.body.innerText.includes('found -5')")
             for width in (1280, 375):
                 browser.resize(width)
                 page = "document.documentElement"

@@ -248,6 +248,14 @@ class TestHub:
         with pytest.raises(ErasureError, match="'owner/other' could not be read: TimeoutError$"):
             load_backbone("owner/other")
 
+    def test_an_error_of_the_network(self, cached, monkeypatch):
+        def fail(*_, **__):
+            raise OSError("Got: ConnectError: no such host")
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+        with pytest.raises(ErasureError, match="read: ConnectError: no such host$"):
+            load_backbone("owner/other")
+
     def test_only_what_is_read_is_fetched(self, cached, monkeypatch):
         fetched = []
         files = [

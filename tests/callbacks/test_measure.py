@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.data.image_plan import ImageRequest
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Result
 
 CAT = Concept("cat", "dog", domain=["kitten"])
@@ -122,6 +124,16 @@ def test_the_table_is_printed(tmp_path, capsys, measured):
     groups = ("efficacy", "generality", "neighbours", "specificity", "structure")
     for words in (*groups, "2 seeds", "lower", "higher"):
         assert words in printed
+
+
+def test_a_concept_that_the_original_does_not_show_is_named_in_the_table(measured):
+    result = copy.deepcopy(measured[1].result)
+    shares = result.estimates["efficacy"]["recognized"]
+    shares["before"] = Estimate(0.1, 0.0, 0.2, 3, 9)
+    assert result_table(result).caption.startswith("overall")
+    assert "measure erasure" not in result_table(result).caption
+    shares["before"] = Estimate(0.0, 0.0, 0.0, 3, 9)
+    assert "they do not measure erasure" in result_table(result).caption
 
 
 def test_without_a_scorer_pixels_alone_are_compared(tmp_path, capsys):

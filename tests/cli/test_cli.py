@@ -556,11 +556,13 @@ def test_a_finished_run_is_not_touched(error, finished):
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 
-def test_an_edit_is_measured_from_its_folder_alone(finished):
+def test_an_edit_is_measured_from_its_folder_alone(finished, capsys):
     for name in ("test", "test-2"):
         assert main(["test", "--ckpt_path", str(finished)]) == 0
         assert (finished / name / "metrics.json").is_file()
+    capsys.readouterr()
     assert main(["compare", str(finished), str(finished / "test")]) == 0
+    assert "│ [" in capsys.readouterr().out  # intervals are not broken
 
 
 def test_a_folder_without_a_config_has_that_of_its_edit(finished, folder):

@@ -27,7 +27,10 @@ def test_a_run_has_the_name_of_its_folder_from_within_it_too(run, capsys):
     logged = offline_run(run)
     assert logged.run.display_name == "uce-cat"
     assert "uce-cat" in logged.artifacts
-    assert offline_run(run / "attacks" / "unlearndiffatk").run.display_name.startswith("uce-cat-")
+    attack = run / "attacks" / "unlearndiffatk"
+    assert offline_run(attack).run.display_name.startswith("uce-cat-")
+    assert (attack / "wandb" / "artifacts").is_dir()  # not in the folder of the first
+    assert "environment variables" not in capsys.readouterr().err
 
 
 def test_figures_and_images_of_a_later_test_are_logged(run):

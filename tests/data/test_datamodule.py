@@ -464,7 +464,7 @@ class TestPromptFile:
         [
             (
                 "prompt,sed\na,1\n",
-                r"needs the columns prompt and evaluation_seed \(I2P, .*; found prompt, sed\.",
+                r"needs the columns prompt and seed \(I2P, .*; found prompt, sed\.",
             ),
             ("text\na\n", r"or adv_prompt \(MMA-Diffusion\); found text\."),
             ("", "found none"),

@@ -57,7 +57,7 @@ class AGE(WordMixtureErasure):
             drift alone (official), or the ``full`` objective.
         lr: Highest learning rate of the weights.
         loss_space: The clean latents, in which AGE is defined.
-        kwargs: Arguments of every gradient method, of `PartErasure` (``rank`` for adapters), and of
+        kwargs: Arguments of `GradientErasure`, of `PartErasure` (``rank`` for adapters), and of
             `WordMixtureErasure` (``vocabulary``, ``closest``, ``centres``, ``temperature``).
 
     Raises:

@@ -67,7 +67,7 @@ class SPEED(ClosedFormErasure):
             filter, for ten celebrities).
         soften: ``l``, softening of the constraint, at least 0; at 0 the empty prompt's rows are
             retained exactly.
-        kwargs: Arguments of every method.
+        kwargs: Arguments of `ErasureModule`.
 
     Raises:
         ErasureError: If a number is out of range, a template has no place for the words, or the
