@@ -1,6 +1,5 @@
 """Attacks on an edit: how much of the concept is restored."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from erasure_lightning.api.accelerator import default_device
@@ -21,17 +20,17 @@ def attack_edit(
     attack: Attack,
     run_dir: Path | None = None,
     settings: AttackSettings | None = None,
-    report: Callable[[str], None] = print,
     backbone: str | None = None,
 ) -> Outcome:
     """Attack an edited model, and write the outcome with its images into a folder.
+
+    A line is printed after each case.
 
     Args:
         checkpoint: A run's folder, its ``edit.safetensors`` or a ``.ckpt``.
         attack: The attack with its budget, such as `UnlearnDiffAtk`.
         run_dir: The folder to write into; ``RUN/attacks/NAME`` by default (see `attack_folder`).
         settings: Number of seeds and images, and how images are sampled and scored.
-        report: Called with a line of text after each case.
         backbone: Where the base model is now; by default as the edit names it.
 
     Raises:
@@ -47,7 +46,7 @@ def attack_edit(
         target = AttackTarget(
             module.backbone, module.unedited, module.concepts, settings or AttackSettings()
         )
-        outcome, judged = attack_concepts(attack, target, report)
+        outcome, judged = attack_concepts(attack, target)
         outcome = with_edit(outcome, type(module).__name__, path, paper_of(name))
         write_outcome(folder, outcome, judged)
     return outcome

@@ -160,13 +160,10 @@ def attack(
     with quiet(), interruptible(), _module(edit, pipeline) as module:
         module.to(default_device())
         target = AttackTarget(module.backbone, module.unedited, module.concepts, settings)
-        outcome, _ = attack_concepts(chosen, target, print if progress_bar else _silent)
+        report = print if progress_bar else lambda line: None
+        outcome, _ = attack_concepts(chosen, target, report)
     file = edit.path if isinstance(edit, Edit) else locate_edit(edit)
     return with_edit(outcome, type(module).__name__, file, paper_of(outcome.attack))
-
-
-def _silent(line: str) -> None:
-    """Prints no line."""
 
 
 def _attack(name: str, budget: dict[str, Any]) -> Attack:

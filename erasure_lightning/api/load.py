@@ -43,8 +43,7 @@ def load_edited(path: Path, backbone: str | None = None) -> ErasureModule:
         metadata = metadata | {
             "arguments": metadata["arguments"] | {"base_edit": [*map(str, files)]}
         }
-    module, checkpoint = _empty_module(str(path), checkpoint | {"erasure": metadata})
-    return _filled(module, checkpoint)
+    return _filled(_empty_module(str(path), metadata), checkpoint | {"erasure": metadata})
 
 
 def edited_module(edit: Edit, borrowed: Borrowed) -> ErasureModule:
@@ -59,32 +58,31 @@ def edited_module(edit: Edit, borrowed: Borrowed) -> ErasureModule:
     """
     names = {BACKBONE_PREFIX + name: value for name, value in edit.tensors.items()}
     checkpoint = {"state_dict": names, "erasure": edit.metadata}
-    module, checkpoint = _empty_module(repr(edit), checkpoint, borrowed.backbone)
+    module = _empty_module(repr(edit), edit.metadata, borrowed.backbone)
     module.configure_model()
     borrowed.protect(module.editable().values())
     return _filled(module, checkpoint)
 
 
 def _empty_module(
-    title: str, checkpoint: dict[str, Any], backbone: Backbone | None = None
-) -> tuple[ErasureModule, dict[str, Any]]:
-    """The module that made a checkpoint, before the edit is in it, and the checkpoint.
+    title: str, metadata: dict[str, Any], backbone: Backbone | None = None
+) -> ErasureModule:
+    """The module that made an edit, before the edit is in it.
 
     Args:
-        title: Name of the checkpoint, for errors.
-        checkpoint: Its ``state_dict``, and under ``erasure`` the edit's metadata.
+        title: Name of the edit, for errors.
+        metadata: Its metadata.
         backbone: The model; by default the one that the metadata names.
 
     Raises:
         ErasureError: If the method is not installed or takes other arguments by now.
     """
-    metadata = checkpoint["erasure"]
     method = _method(title, str(metadata.get("method")))
     arguments = _arguments(metadata)
     if backbone is not None:  # which has the edits beneath and the LoRAs already
         arguments |= {"backbone": backbone, "base_edit": None, "loras": None}
     try:
-        return method(**arguments), checkpoint
+        return method(**arguments)
     except (TypeError, KeyError) as error:
         versions = [f"{name} {version}" for name, version in metadata.get("versions", {}).items()]
         raise ErasureError(
