@@ -133,7 +133,7 @@ class Conditioning:
         return sum(value.nbytes for value in values if value is not None)
 
     def expand(self, count: int) -> "Conditioning":
-        """A single prompt's conditioning for a batch of ``count``."""
+        """A single prompt's conditioning for a batch of ``count``; that of ``count`` as it is."""
         return self._map(lambda value: value.expand(count, *value.shape[1:]))
 
     def repeat(self, count: int) -> "Conditioning":
