@@ -117,8 +117,7 @@ class Conditioning:
             rows: Boolean, ``(B,)``.
             other: A batch of 1 or ``B``.
         """
-        everywhere = other.expand(len(self)) if len(other) == 1 else other
-        both = Conditioning.cat([self, everywhere])
+        both = Conditioning.cat([self, other.expand(len(self))])
         count = torch.arange(len(self), device=rows.device)
         return both[torch.where(rows, count, count + len(self)).to(self.tokens.device)]
 
