@@ -10,7 +10,7 @@ from erasure_lightning.attacks.runner import attack_concepts, with_edit, write_o
 from erasure_lightning.attacks.target import AttackSettings, AttackTarget
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import lock_folder
-from erasure_lightning.registry import find_attack, known_attacks
+from erasure_lightning.registry import ATTACK, known_offers
 from erasure_lightning.runs.folder import run_of, slug
 from erasure_lightning.training.checkpoints import locate_checkpoint
 
@@ -77,4 +77,4 @@ def check_no_outcome(folder: Path, attack: str) -> None:
 
 def paper_of(name: str) -> str:
     """Where an attack was published; empty for an attack that no package registers."""
-    return find_attack(name).paper if name in {offer.name for offer in known_attacks()} else ""
+    return next((offer.paper for offer in known_offers(ATTACK) if offer.name == name), "")

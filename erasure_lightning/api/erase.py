@@ -24,7 +24,7 @@ from erasure_lightning.edits.components import component_fingerprints
 from erasure_lightning.edits.installation import holds_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.arguments import constructing
-from erasure_lightning.registry import find_method, find_retention_callback, load_method, load_offer
+from erasure_lightning.registry import METHOD, RETENTION, find_offer, load_offer
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
@@ -136,7 +136,7 @@ def _method(method: str | type[ErasureModule]) -> type[ErasureModule]:
         ErasureError: If there is none of that name, or the class is no method.
     """
     if isinstance(method, str):
-        return load_method(find_method(method))
+        method = load_offer(find_offer(METHOD, method))
     if not (isinstance(method, type) and issubclass(method, ErasureModule)):
         raise ErasureError(
             "erase needs a method by its name or its class, or several in a list; found"
@@ -196,7 +196,7 @@ def _retention(
 ) -> list[RetentionCallback]:
     if retention is None:
         names = cls.default_retention or (("LocalNoisePreservation",) if retain else ())
-        retention = [_retention_class(name)() for name in names]
+        retention = [load_offer(find_offer(RETENTION, name))() for name in names]
     if not isinstance(retention, Iterable) or not all(isinstance(c, Callback) for c in retention):
         raise ErasureError(
             "erase needs retention callbacks in a list, such as [LocalNoisePreservation()]; found"
@@ -208,11 +208,6 @@ def _retention(
                 callback.retain(retain)
     require_different_states(retention)
     return list(retention)
-
-
-def _retention_class(name: str) -> type[RetentionCallback]:
-    cls: type[RetentionCallback] = load_offer(find_retention_callback(name))
-    return cls
 
 
 def _module(

@@ -26,7 +26,7 @@ from erasure_lightning.edits.installation import holds_edit, require_installable
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.arguments import constructing
 from erasure_lightning.metrics.protocol import Result
-from erasure_lightning.registry import find_attack, load_offer
+from erasure_lightning.registry import ATTACK, find_offer, load_offer
 from erasure_lightning.training.base import ErasureModule
 
 #: Arguments of `PromptData` without a meaning where an edit is measured.
@@ -167,7 +167,7 @@ def attack(
 
 
 def _attack(name: str, budget: dict[str, Any]) -> Attack:
-    cls = load_offer(find_attack(name))
+    cls = load_offer(find_offer(ATTACK, name))
     with constructing(cls, attack):
         chosen: Attack = cls(**budget)
     return chosen

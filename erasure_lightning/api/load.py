@@ -10,7 +10,7 @@ from erasure_lightning.edits.applied import Edit
 from erasure_lightning.edits.base_edits import find_base_edits
 from erasure_lightning.edits.format import required_entry
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.registry import known_methods, load_method
+from erasure_lightning.registry import METHOD, known_offers, load_offer
 from erasure_lightning.runs.folder import run_of
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import read_checkpoint
@@ -107,9 +107,9 @@ def _method(title: str, name: str) -> type[ErasureModule]:
     for own in (Composition, Imported):
         if name == f"{own.__module__}.{own.__qualname__}":
             return own
-    for offered in known_methods():
+    for offered in known_offers(METHOD):
         if offered.name == name.rpartition(".")[2]:
-            method = load_method(offered)
+            method: type[ErasureModule] = load_offer(offered)
             if f"{method.__module__}.{method.__qualname__}" == name:
                 return method
     raise ErasureError(

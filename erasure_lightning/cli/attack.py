@@ -21,7 +21,7 @@ from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.cli.warning_lines import format_warnings
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.earlier_names import renamed_config
-from erasure_lightning.registry import known_attacks
+from erasure_lightning.registry import ATTACK, known_offers
 from erasure_lightning.runs.folder import run_of
 from erasure_lightning.training.checkpoints import locate_checkpoint
 
@@ -124,7 +124,7 @@ def _parser() -> Parser:
 
 
 def _known() -> str:
-    return ", ".join(dict.fromkeys(offer.name for offer in known_attacks())) or "none"
+    return ", ".join(dict.fromkeys(offer.name for offer in known_offers(ATTACK))) or "none"
 
 
 def _arguments(argv: list[str]) -> list[str]:
