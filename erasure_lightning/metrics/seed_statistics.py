@@ -104,8 +104,8 @@ class RecognitionRate(SeedMean):
         super().update(torch.stack(hits), seeds)
 
 
-class _Cosine(SeedMean):
-    """Mean cosine of paired vectors."""
+class MeanCosine(SeedMean):
+    """Mean cosine of paired features: of an image and its prompt (CLIP score), or of two images."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         super().__init__(seeds, least=-1.0)
@@ -113,14 +113,6 @@ class _Cosine(SeedMean):
     def update(self, ours: Tensor, theirs: Tensor, seeds: Sequence[int]) -> None:  # type: ignore[override]
         """Add pairs, ``(B, D)`` each."""
         super().update(cosine_similarity(ours, theirs, dim=-1), seeds)
-
-
-class ImageText(_Cosine):
-    """Mean cosine of an image's and its prompt's features in the scorer: CLIP score."""
-
-
-class FeatureSimilarity(_Cosine):
-    """Mean cosine of the scorer's features of the edited and the original image of a seed."""
 
 
 class PixelDistance(SeedMean):
