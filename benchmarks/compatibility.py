@@ -13,7 +13,7 @@ from pathlib import Path
 from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.cli.compatibility_table import compatibility_table
 from erasure_lightning.methods import METHODS
-from erasure_lightning.registry import find_attack, find_method
+from erasure_lightning.registry import ATTACK, METHOD, find_offer
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/families.md"
 
@@ -21,8 +21,8 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs/families.md"
 def tables() -> dict[str, str]:
     """The tables, by the names of their marks in the document."""
     return {
-        "methods": compatibility_table(map(find_method, METHODS)),
-        "attacks": compatibility_table(map(find_attack, ATTACKS)),
+        "methods": compatibility_table(find_offer(METHOD, name) for name in METHODS),
+        "attacks": compatibility_table(find_offer(ATTACK, name) for name in ATTACKS),
     }
 
 

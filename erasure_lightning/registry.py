@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.discovery import BuiltIn, cause_of, package_of
@@ -10,9 +10,6 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import did_you_mean
 from erasure_lightning.methods import METHODS
 from erasure_lightning.retention import RETENTION_CALLBACKS
-
-if TYPE_CHECKING:  # light commands list names without importing torch
-    from erasure_lightning.training.base import ErasureModule
 
 #: What could not be loaded so far, and why; an error about an unknown name repeats it.
 failures: dict[str, str] = {}
@@ -77,56 +74,32 @@ class Offer(NamedTuple):
         return self.target.replace(":", ".")
 
 
-def known_methods() -> list[Offer]:
-    """Every method, ours first; a name that two packages claim is listed twice."""
-    return _known(METHOD)
+def known_offers(kind: ExtensionKind) -> list[Offer]:
+    """Every class of a kind, ours first; a name that two packages claim is listed twice."""
+    plugins = [_plugin(kind, entry) for entry in entry_points(group=kind.group)]
+    return _ours(kind) + sorted(plugins, key=lambda offer: offer[1:])
 
 
-def known_attacks() -> list[Offer]:
-    """Every attack, in the order of `known_methods`."""
-    return _known(ATTACK)
+def find_offer(kind: ExtensionKind, name: str) -> Offer:
+    """The class of a name in any case, not imported; ours go before a plugin's of the same name.
 
-
-def known_retention_callbacks() -> list[Offer]:
-    """Every retention callback, in the order of `known_methods`."""
-    return _known(RETENTION)
-
-
-def find_method(name: str) -> Offer:
-    """The method of a name in any case, not imported; ours go before a plugin's of the same name.
+    Args:
+        kind: `METHOD`, `ATTACK` or `RETENTION`.
+        name: The name.
 
     Raises:
         ErasureError: If no package or more than one offers it.
     """
-    return _find(METHOD, name)
-
-
-def find_attack(name: str) -> Offer:
-    """The attack of a name; see `find_method`.
-
-    Raises:
-        ErasureError: If no package or more than one offers it.
-    """
-    return _find(ATTACK, name)
-
-
-def find_retention_callback(name: str) -> Offer:
-    """The retention callback of a name; see `find_method`.
-
-    Raises:
-        ErasureError: If no package or more than one offers it.
-    """
-    return _find(RETENTION, name)
-
-
-def load_method(offer: Offer) -> type["ErasureModule"]:
-    """Import a method, and check that it is a method.
-
-    Raises:
-        ErasureError: If it cannot be imported, or is something else; noted in `failures` too.
-    """
-    method: type[ErasureModule] = load_offer(offer)
-    return method
+    matches = _named(name, _ours(kind)) or _named(name, known := known_offers(kind))
+    if not matches:
+        raise ErasureError(_unknown(kind, name, sorted({offer.name for offer in known})))
+    if len(matches) > 1:
+        packages = " and ".join(f"{offer.package} ({offer.class_path})" for offer in matches)
+        raise ErasureError(
+            f"The {kind.noun} name {name!r} is claimed by {packages}. Uninstall one, or give the"
+            " full class path."
+        )
+    return matches[0]
 
 
 def load_offer(offer: Offer) -> Any:
@@ -150,11 +123,6 @@ def load_offer(offer: Offer) -> Any:
     return loaded
 
 
-def _known(kind: ExtensionKind) -> list[Offer]:
-    plugins = [_plugin(kind, entry) for entry in entry_points(group=kind.group)]
-    return _ours(kind) + sorted(plugins, key=lambda offer: offer[1:])
-
-
 def _ours(kind: ExtensionKind) -> list[Offer]:
     package = f"erasure-lightning {version('erasure-lightning')}"
     return [
@@ -172,19 +140,6 @@ def _plugin(kind: ExtensionKind, entry: EntryPoint) -> Offer:
     paper = next((target.strip() for label, target in urls if label.strip().lower() == "paper"), "")
     summary = metadata.get_all("Summary") or [""]
     return Offer(kind, entry.name, entry.value, package_of(entry), summary[0], paper)
-
-
-def _find(kind: ExtensionKind, name: str) -> Offer:
-    matches = _named(name, _ours(kind)) or _named(name, known := _known(kind))
-    if not matches:
-        raise ErasureError(_unknown(kind, name, sorted({offer.name for offer in known})))
-    if len(matches) > 1:
-        packages = " and ".join(f"{offer.package} ({offer.class_path})" for offer in matches)
-        raise ErasureError(
-            f"The {kind.noun} name {name!r} is claimed by {packages}. Uninstall one, or give the"
-            " full class path."
-        )
-    return matches[0]
 
 
 def _named(name: str, offers: list[Offer]) -> list[Offer]:

@@ -21,7 +21,7 @@ from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.methods import METHODS
-from erasure_lightning.registry import known_attacks, load_offer
+from erasure_lightning.registry import ATTACK, known_offers, load_offer
 from erasure_lightning.testing import quick_fit
 from erasure_lightning.training import adversary_kinds
 
@@ -97,7 +97,7 @@ def main(path: Path):
     calls = {name: partial(fit_method, name) for name in METHODS}
     calls |= {f"{family.__name__}, sampled": partial(sample, family) for family in TINY_BACKBONES}
     calls |= {kind: partial(fit_adversary, kind) for kind in KINDS}
-    calls |= {offer.name: partial(attack, offer) for offer in known_attacks()}
+    calls |= {offer.name: partial(attack, offer) for offer in known_offers(ATTACK)}
     calls["control"] = partial(fit, Mixed, backbone=TinyBackbone())
     errors = {}
     for name, call in calls.items():

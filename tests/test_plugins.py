@@ -129,13 +129,13 @@ def test_a_package_that_nobody_names_is_not_imported(site, capsys):
     )
     assert main(["methods"]) == 0
     assert "Slow\n" in capsys.readouterr().out
-    assert registry.load_method(registry.find_method("sage")).__name__ == "SAGE"
+    assert registry.load_offer(registry.find_offer(registry.METHOD, "sage")).__name__ == "SAGE"
     assert find_config("sage").parent == SHIPPED
     with pytest.raises(ErasureError, match="unknown config"):
         find_config("slow")
     assert "slow_package" not in sys.modules
     with pytest.raises(ErasureError, match="AssertionError: imported"):
-        registry.load_method(registry.find_method("slow"))
+        registry.load_offer(registry.find_offer(registry.METHOD, "slow"))
 
 
 @pytest.mark.parametrize(("patience", "lines"), [(0.05, 2), (60, 1)])

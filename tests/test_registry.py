@@ -8,6 +8,14 @@ from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.callbacks.interrupt import Interrupted
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
+from erasure_lightning.registry import (
+    ATTACK,
+    METHOD,
+    RETENTION,
+    find_offer,
+    known_offers,
+    load_offer,
+)
 from erasure_lightning.retention import RETENTION_CALLBACKS
 
 
@@ -26,7 +34,7 @@ class Package:
         return self.name
 
 
-def entry(name, value, package=None, kind=registry.METHOD):
+def entry(name, value, package=None, kind=METHOD):
     point = EntryPoint(name, value, kind.group)
     return point._for(package) if package else point
 
@@ -41,12 +49,12 @@ def installed(monkeypatch):
 
 
 def load(name):
-    return registry.load_method(registry.find_method(name))
+    return load_offer(find_offer(METHOD, name))
 
 
 def test_ours_are_found_in_any_case_and_load():
     assert load("sage") is load("SAGE")
-    assert registry.find_method("sage").class_path == "erasure_lightning.methods.sage.SAGE"
+    assert find_offer(METHOD, "sage").class_path == "erasure_lightning.methods.sage.SAGE"
 
 
 def test_the_table_names_classes():
@@ -61,7 +69,7 @@ def test_a_plugin_is_found_and_described(installed):
             Package("plug", ["Paper, https://arxiv.org/abs/1"]),
         )
     )
-    offer = registry.find_method("distillation")
+    offer = find_offer(METHOD, "distillation")
     assert offer[1:] == (
         "Distillation",
         "trivial:Distillation",
@@ -69,7 +77,7 @@ def test_a_plugin_is_found_and_described(installed):
         "All of plug",
         "https://arxiv.org/abs/1",
     )
-    assert registry.load_method(offer) is Distillation
+    assert load_offer(offer) is Distillation
 
 
 def test_an_unknown_name_gets_suggestions():
@@ -77,7 +85,7 @@ def test_an_unknown_name_gets_suggestions():
         ErasureError,
         match=r"unknown method 'sgae'\. Did you mean 'SAGE' or 'SAFREE'\? Known: .*SAGE",
     ):
-        registry.find_method("sgae")
+        find_offer(METHOD, "sgae")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +109,7 @@ def test_a_broken_plugin_says_why(installed, name, value, why):
     with pytest.raises(
         ErasureError, match=rf"unknown method 'Nobody'.*{name} could not be loaded: .*{why}"
     ):
-        registry.find_method("Nobody")
+        find_offer(METHOD, "Nobody")
 
 
 def test_a_plugin_that_exits_does_not_end_the_program(installed, tmp_path, monkeypatch):
@@ -139,47 +147,45 @@ def test_a_name_that_two_packages_claim_is_refused(installed):
         ErasureError,
         match=r"'Twice' is claimed by one 1\.0 \(one\.Twice\) and two 1\.0 \(two\.Twice\)",
     ):
-        registry.find_method("Twice")
+        find_offer(METHOD, "Twice")
 
 
 def test_ours_win_over_a_plugin_of_the_same_name(installed):
     installed(entry("SAGE", "evil:SAGE", Package("evil")))
-    assert registry.find_method("SAGE").target == METHODS["SAGE"].target
-    assert [m.package for m in registry.known_methods() if m.name == "SAGE"][1] == "evil 1.0"
+    assert find_offer(METHOD, "SAGE").target == METHODS["SAGE"].target
+    assert [m.package for m in known_offers(METHOD) if m.name == "SAGE"][1] == "evil 1.0"
 
 
 def test_ours_win_over_a_plugin_that_is_spelt_as_it_was_asked_for(installed):
     installed(entry("sage", "evil:sage", Package("evil")))
-    assert registry.find_method("sage").target == METHODS["SAGE"].target
+    assert find_offer(METHOD, "sage").target == METHODS["SAGE"].target
 
 
 def test_retention_callbacks_are_found_in_any_case_and_load():
-    offers = [registry.find_retention_callback(name.lower()) for name in RETENTION_CALLBACKS]
-    assert [registry.load_offer(offer).__name__ for offer in offers] == list(RETENTION_CALLBACKS)
+    offers = [find_offer(RETENTION, name.lower()) for name in RETENTION_CALLBACKS]
+    assert [load_offer(offer).__name__ for offer in offers] == list(RETENTION_CALLBACKS)
 
 
 class TestAttacks:
     """The same promises, in a group of their own."""
 
     def test_ours_are_found_in_any_case_and_load(self):
-        offer = registry.find_attack("p4d")
-        assert registry.load_offer(offer).__name__ == "P4D"
-        assert all(
-            registry.load_offer(registry.find_attack(name)).__name__ == name for name in ATTACKS
-        )
+        offer = find_offer(ATTACK, "p4d")
+        assert load_offer(offer).__name__ == "P4D"
+        assert all(load_offer(find_offer(ATTACK, name)).__name__ == name for name in ATTACKS)
 
     def test_a_plugin_is_found_and_no_method(self, installed):
-        installed(entry("PlainPrompt", "trivial:PlainPrompt", Package("plug"), registry.ATTACK))
-        assert registry.load_offer(registry.find_attack("plainprompt")) is PlainPrompt
+        installed(entry("PlainPrompt", "trivial:PlainPrompt", Package("plug"), ATTACK))
+        assert load_offer(find_offer(ATTACK, "plainprompt")) is PlainPrompt
         with pytest.raises(ErasureError, match="unknown method 'plainprompt'"):
-            registry.find_method("plainprompt")
+            find_offer(METHOD, "plainprompt")
 
     def test_an_unknown_name_gets_suggestions(self):
         with pytest.raises(
             ErasureError,
             match=r"unknown attack 'ringbell'\. Did you mean 'RingABell'\? Known: .*P4D",
         ):
-            registry.find_attack("ringbell")
+            find_offer(ATTACK, "ringbell")
 
     @pytest.mark.parametrize(
         ("name", "value", "why"),
@@ -191,33 +197,31 @@ class TestAttacks:
         ],
     )
     def test_a_broken_plugin_says_why(self, installed, name, value, why):
-        installed(entry(name, value, Package("plug"), registry.ATTACK))
+        installed(entry(name, value, Package("plug"), ATTACK))
         with pytest.raises(
             ErasureError, match=rf"The attack {name} could not be loaded from plug 1\.0 .*{why}"
         ):
-            registry.load_offer(registry.find_attack(name))
+            load_offer(find_offer(ATTACK, name))
 
     def test_a_plugin_that_exits_does_not_end_the_program(self, installed, tmp_path, monkeypatch):
         (tmp_path / "quitting_attack.py").write_text("import sys\nsys.exit('no licence')\n")
         monkeypatch.syspath_prepend(tmp_path)
-        installed(entry("Quitter", "quitting_attack:Quitter", kind=registry.ATTACK))
+        installed(entry("Quitter", "quitting_attack:Quitter", kind=ATTACK))
         with pytest.raises(ErasureError, match="it ended the program when imported .*no licence"):
-            registry.load_offer(registry.find_attack("Quitter"))
+            load_offer(find_offer(ATTACK, "Quitter"))
 
     def test_a_broken_plugin_harms_nobody_else(self, installed):
-        installed(entry("Broken", "not_installed_at_all:Broken", kind=registry.ATTACK))
-        assert registry.load_offer(registry.find_attack("P4D")).__name__ == "P4D"
+        installed(entry("Broken", "not_installed_at_all:Broken", kind=ATTACK))
+        assert load_offer(find_offer(ATTACK, "P4D")).__name__ == "P4D"
         assert registry.failures == {}
 
     def test_a_name_that_two_packages_claim_is_refused(self, installed):
-        installed(
-            *(entry("Twice", f"{n}:Twice", Package(n), registry.ATTACK) for n in ("one", "two"))
-        )
+        installed(*(entry("Twice", f"{n}:Twice", Package(n), ATTACK) for n in ("one", "two")))
         with pytest.raises(
             ErasureError, match=r"The attack name 'Twice' is claimed by one 1\.0 .* and two 1\.0"
         ):
-            registry.find_attack("Twice")
+            find_offer(ATTACK, "Twice")
 
     def test_ours_win_over_a_plugin_of_the_same_name(self, installed):
-        installed(entry("P4D", "evil:P4D", Package("evil"), registry.ATTACK))
-        assert registry.find_attack("P4D").target == ATTACKS["P4D"].target
+        installed(entry("P4D", "evil:P4D", Package("evil"), ATTACK))
+        assert find_offer(ATTACK, "P4D").target == ATTACKS["P4D"].target

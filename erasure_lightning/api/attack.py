@@ -1,6 +1,5 @@
 """Attacks on an edit: how much of the concept is restored."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from erasure_lightning.api.accelerator import default_device
@@ -11,7 +10,7 @@ from erasure_lightning.attacks.runner import attack_concepts, with_edit, write_o
 from erasure_lightning.attacks.target import AttackSettings, AttackTarget
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import lock_folder
-from erasure_lightning.registry import find_attack, known_attacks
+from erasure_lightning.registry import ATTACK, known_offers
 from erasure_lightning.runs.folder import run_of, slug
 from erasure_lightning.training.checkpoints import locate_checkpoint
 
@@ -21,17 +20,17 @@ def attack_edit(
     attack: Attack,
     run_dir: Path | None = None,
     settings: AttackSettings | None = None,
-    report: Callable[[str], None] = print,
     backbone: str | None = None,
 ) -> Outcome:
     """Attack an edited model, and write the outcome with its images into a folder.
+
+    A line is printed after each case.
 
     Args:
         checkpoint: A run's folder, its ``edit.safetensors`` or a ``.ckpt``.
         attack: The attack with its budget, such as `UnlearnDiffAtk`.
         run_dir: The folder to write into; ``RUN/attacks/NAME`` by default (see `attack_folder`).
         settings: Number of seeds and images, and how images are sampled and scored.
-        report: Called with a line of text after each case.
         backbone: Where the base model is now; by default as the edit names it.
 
     Raises:
@@ -47,7 +46,7 @@ def attack_edit(
         target = AttackTarget(
             module.backbone, module.unedited, module.concepts, settings or AttackSettings()
         )
-        outcome, judged = attack_concepts(attack, target, report)
+        outcome, judged = attack_concepts(attack, target)
         outcome = with_edit(outcome, type(module).__name__, path, paper_of(name))
         write_outcome(folder, outcome, judged)
     return outcome
@@ -78,4 +77,4 @@ def check_no_outcome(folder: Path, attack: str) -> None:
 
 def paper_of(name: str) -> str:
     """Where an attack was published; empty for an attack that no package registers."""
-    return find_attack(name).paper if name in {offer.name for offer in known_attacks()} else ""
+    return next((offer.paper for offer in known_offers(ATTACK) if offer.name == name), "")

@@ -24,7 +24,7 @@ from erasure_lightning.edits.components import component_fingerprints
 from erasure_lightning.edits.installation import holds_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.arguments import constructing
-from erasure_lightning.registry import find_method, find_retention_callback, load_method, load_offer
+from erasure_lightning.registry import METHOD, RETENTION, find_offer, load_offer
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
@@ -95,52 +95,27 @@ def erase(
     """
     require_templates("erase", templates or ())
     methods = [*map(_method, method if isinstance(method, list | tuple) else [method])]
-    if len(methods) != 1:
-        options: dict[str, Any] = {"anchor": anchor, "kind": kind, "retain": retain}
-        options |= {"steps": steps, "batch_size": batch_size, "templates": templates, "seed": seed}
-        options |= {"accelerator": accelerator, "progress_bar": progress_bar, **arguments}
-        return _erase_by_several(pipeline, concepts, methods, retention, base_edit, options)
-    (cls,) = methods
-    listed = _concepts(concepts, anchor, kind)
-    callbacks = _retention(cls, retention, retain)
-    with ExitStack() as undo:
-        _apply_first(base_edit, pipeline, undo)
-        with quiet(), interruptible(), as_backbone(pipeline) as borrowed:
-            module = _module(cls, listed, borrowed, seed, arguments)
-            data = PromptData(batch_size, templates=list(templates) if templates else None)
-            trainer = _trainer(_steps(module, steps), accelerator, callbacks, progress_bar)
-            torch.manual_seed(seed)
-            trainer.fit(module, data)
-            edit = _edit(module)
-        undo.pop_all()
-    prints = edit.metadata["fingerprints"]  # those of the precision in which it was trained
-    for name in prints:
-        prints[name] = component_fingerprints(getattr(pipeline, name))
-    return edit.apply(pipeline)
-
-
-def _erase_by_several(
-    pipeline: Any,
-    concepts: str | Concept | Sequence[str | Concept] | Path,
-    methods: Sequence[type[ErasureModule]],
-    retention: Sequence[RetentionCallback] | None,
-    base_edit: str | Path | Edit | Sequence[str | Path | Edit],
-    options: dict[str, Any],
-) -> Edit:
-    """The sum of the edits of several methods, applied."""
     if not methods:
         raise ErasureError("erase needs at least one method; found none.")
-    edits = []
+    listed = _concepts(concepts, anchor, kind)
+    edits: list[Edit] = []
     with ExitStack() as undo:
         _apply_first(base_edit, pipeline, undo)
-        for method in methods:
-            callbacks = None if retention is None else deepcopy(list(retention))
-            edit = erase(pipeline, concepts, method, retention=callbacks, **options)
-            edit.remove()
-            edits.append(edit)
-        composed = compose(*edits, pipeline=pipeline).apply(pipeline)
+        for cls in methods:
+            own = deepcopy(retention) if len(methods) > 1 else retention
+            callbacks = _retention(cls, own, retain)
+            with quiet(), interruptible(), as_backbone(pipeline) as borrowed:
+                module = _module(cls, listed, borrowed, seed, arguments)
+                data = PromptData(batch_size, templates=list(templates) if templates else None)
+                trainer = _trainer(_steps(module, steps), accelerator, callbacks, progress_bar)
+                torch.manual_seed(seed)
+                trainer.fit(module, data)
+                edits.append(_edit(module))
+            _set_fingerprints(edits[-1], pipeline)
+        edit = compose(*edits, pipeline=pipeline) if len(edits) > 1 else edits[0]
+        edit.apply(pipeline)
         undo.pop_all()
-    return composed
+    return edit
 
 
 def _apply_first(
@@ -161,7 +136,7 @@ def _method(method: str | type[ErasureModule]) -> type[ErasureModule]:
         ErasureError: If there is none of that name, or the class is no method.
     """
     if isinstance(method, str):
-        return load_method(find_method(method))
+        method = load_offer(find_offer(METHOD, method))
     if not (isinstance(method, type) and issubclass(method, ErasureModule)):
         raise ErasureError(
             "erase needs a method by its name or its class, or several in a list; found"
@@ -221,7 +196,7 @@ def _retention(
 ) -> list[RetentionCallback]:
     if retention is None:
         names = cls.default_retention or (("LocalNoisePreservation",) if retain else ())
-        retention = [_retention_class(name)() for name in names]
+        retention = [load_offer(find_offer(RETENTION, name))() for name in names]
     if not isinstance(retention, Iterable) or not all(isinstance(c, Callback) for c in retention):
         raise ErasureError(
             "erase needs retention callbacks in a list, such as [LocalNoisePreservation()]; found"
@@ -233,11 +208,6 @@ def _retention(
                 callback.retain(retain)
     require_different_states(retention)
     return list(retention)
-
-
-def _retention_class(name: str) -> type[RetentionCallback]:
-    cls: type[RetentionCallback] = load_offer(find_retention_callback(name))
-    return cls
 
 
 def _module(
@@ -267,6 +237,13 @@ def _steps(module: ErasureModule, steps: int | None) -> int:
         raise ErasureError(f"erase needs steps of at least 1, a whole number; found {steps!r}.")
     is_trained = isinstance(module, GradientErasure)
     return default_steps(module) if steps is None or not is_trained else steps
+
+
+def _set_fingerprints(edit: Edit, pipeline: Any) -> None:
+    """Replace those of the precision in which an edit was trained by the pipeline's own."""
+    prints = edit.metadata["fingerprints"]
+    for name in prints:
+        prints[name] = component_fingerprints(getattr(pipeline, name))
 
 
 def _edit(module: ErasureModule) -> Edit:

@@ -26,7 +26,7 @@ from erasure_lightning.edits.installation import holds_edit, require_installable
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.arguments import constructing
 from erasure_lightning.metrics.protocol import Result
-from erasure_lightning.registry import find_attack, load_offer
+from erasure_lightning.registry import ATTACK, find_offer, load_offer
 from erasure_lightning.training.base import ErasureModule
 
 #: Arguments of `PromptData` without a meaning where an edit is measured.
@@ -160,17 +160,14 @@ def attack(
     with quiet(), interruptible(), _module(edit, pipeline) as module:
         module.to(default_device())
         target = AttackTarget(module.backbone, module.unedited, module.concepts, settings)
-        outcome, _ = attack_concepts(chosen, target, print if progress_bar else _silent)
+        report = print if progress_bar else lambda line: None
+        outcome, _ = attack_concepts(chosen, target, report)
     file = edit.path if isinstance(edit, Edit) else locate_edit(edit)
     return with_edit(outcome, type(module).__name__, file, paper_of(outcome.attack))
 
 
-def _silent(line: str) -> None:
-    """Prints no line."""
-
-
 def _attack(name: str, budget: dict[str, Any]) -> Attack:
-    cls = load_offer(find_attack(name))
+    cls = load_offer(find_offer(ATTACK, name))
     with constructing(cls, attack):
         chosen: Attack = cls(**budget)
     return chosen

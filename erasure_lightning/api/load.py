@@ -10,7 +10,7 @@ from erasure_lightning.edits.applied import Edit
 from erasure_lightning.edits.base_edits import find_base_edits
 from erasure_lightning.edits.format import required_entry
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.registry import known_methods, load_method
+from erasure_lightning.registry import METHOD, known_offers, load_offer
 from erasure_lightning.runs.folder import run_of
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import read_checkpoint
@@ -43,8 +43,7 @@ def load_edited(path: Path, backbone: str | None = None) -> ErasureModule:
         metadata = metadata | {
             "arguments": metadata["arguments"] | {"base_edit": [*map(str, files)]}
         }
-    module, checkpoint = _empty_module(str(path), checkpoint | {"erasure": metadata})
-    return _filled(module, checkpoint)
+    return _filled(_empty_module(str(path), metadata), checkpoint | {"erasure": metadata})
 
 
 def edited_module(edit: Edit, borrowed: Borrowed) -> ErasureModule:
@@ -59,32 +58,31 @@ def edited_module(edit: Edit, borrowed: Borrowed) -> ErasureModule:
     """
     names = {BACKBONE_PREFIX + name: value for name, value in edit.tensors.items()}
     checkpoint = {"state_dict": names, "erasure": edit.metadata}
-    module, checkpoint = _empty_module(repr(edit), checkpoint, borrowed.backbone)
+    module = _empty_module(repr(edit), edit.metadata, borrowed.backbone)
     module.configure_model()
     borrowed.protect(module.editable().values())
     return _filled(module, checkpoint)
 
 
 def _empty_module(
-    title: str, checkpoint: dict[str, Any], backbone: Backbone | None = None
-) -> tuple[ErasureModule, dict[str, Any]]:
-    """The module that made a checkpoint, before the edit is in it, and the checkpoint.
+    title: str, metadata: dict[str, Any], backbone: Backbone | None = None
+) -> ErasureModule:
+    """The module that made an edit, before the edit is in it.
 
     Args:
-        title: Name of the checkpoint, for errors.
-        checkpoint: Its ``state_dict``, and under ``erasure`` the edit's metadata.
+        title: Name of the edit, for errors.
+        metadata: Its metadata.
         backbone: The model; by default the one that the metadata names.
 
     Raises:
         ErasureError: If the method is not installed or takes other arguments by now.
     """
-    metadata = checkpoint["erasure"]
     method = _method(title, str(metadata.get("method")))
     arguments = _arguments(metadata)
     if backbone is not None:  # which has the edits beneath and the LoRAs already
         arguments |= {"backbone": backbone, "base_edit": None, "loras": None}
     try:
-        return method(**arguments), checkpoint
+        return method(**arguments)
     except (TypeError, KeyError) as error:
         versions = [f"{name} {version}" for name, version in metadata.get("versions", {}).items()]
         raise ErasureError(
@@ -109,9 +107,9 @@ def _method(title: str, name: str) -> type[ErasureModule]:
     for own in (Composition, Imported):
         if name == f"{own.__module__}.{own.__qualname__}":
             return own
-    for offered in known_methods():
+    for offered in known_offers(METHOD):
         if offered.name == name.rpartition(".")[2]:
-            method = load_method(offered)
+            method: type[ErasureModule] = load_offer(offered)
             if f"{method.__module__}.{method.__qualname__}" == name:
                 return method
     raise ErasureError(

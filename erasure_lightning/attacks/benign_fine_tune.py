@@ -72,12 +72,12 @@ class BenignFineTune(FineTuningAttack):
             if fine_tuning is not None:
                 model = fine_tuning.advance(budget)
             for curve, case in zip(curves, cases, strict=True):
-                curve[budget] = self.generate(target, case, model, case.prompt)
+                prompt = model.encode([case.prompt])
+                curve[budget] = target.draw(prompt, case.seeds, model=model)
         return [AttackResult(curve[self.steps], curve=curve) for curve in curves]
 
     def _fine_tuning(self, target: AttackTarget) -> FineTuning:
         vocabulary = Vocabulary(target.original.world, target.concepts)
         prompts = draw_retained_prompts(vocabulary, self.examples)
         seed = int(torch.randint(2**31, ()))
-        images = self.training_images(target, prompts, seed)
-        return self.fine_tuning(target.edited, images, prompts, seed)
+        return self.fine_tuning(target.edited, target.dataset(prompts, seed), prompts, seed)

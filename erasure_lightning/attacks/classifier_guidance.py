@@ -44,7 +44,6 @@ from erasure_lightning.backbones.process import signal_and_noise
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.diffusion.ddim import DDIMStep, StepChange, ddim_times, is_pure_noise
 from erasure_lightning.diffusion.latent_classifier import LatentClassifier, train_latent_classifier
-from erasure_lightning.diffusion.latent_dataset import LatentDataset
 
 
 class ClassifierGuidance(Probe):
@@ -97,14 +96,7 @@ class ClassifierGuidance(Probe):
     def _classifier(self, target: AttackTarget, case: AttackCase) -> LatentClassifier:
         vocabulary = Vocabulary(target.original.world, target.concepts)
         prompts = draw_retained_prompts(vocabulary, self.others)
-        others = LatentDataset(
-            target.original,
-            prompts,
-            int(torch.randint(2**31, ())),
-            steps=target.steps,
-            guidance=target.guidance,
-            size=target.settings.image_size,
-        )
+        others = target.dataset(prompts, int(torch.randint(2**31, ())))
         concept = target.examples(case, self.examples)
         process = target.original.process
         return train_latent_classifier(process, concept, others.latents, epochs=self.epochs)

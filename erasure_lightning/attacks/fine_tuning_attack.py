@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from erasure_lightning.attacks.base import Attack, check_at_least
-from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.diffusion.fine_tuning import FineTuning, TrainedPart
@@ -52,25 +49,6 @@ class FineTuningAttack(Attack):
                 f" {threshold:g}."
             )
 
-    def training_images(
-        self, target: AttackTarget, prompts: Sequence[str | Phrase], seed: int
-    ) -> LatentDataset:
-        """Latents that the original model generates for the prompts.
-
-        Args:
-            target: The target of the attack.
-            prompts: One prompt for each image.
-            seed: Seed of the images.
-        """
-        return LatentDataset(
-            target.original,
-            prompts,
-            seed,
-            steps=target.steps,
-            guidance=target.guidance,
-            size=target.settings.image_size,
-        )
-
     def fine_tuning(
         self, model: Backbone, images: LatentDataset, prompts: Sequence[str | Phrase], seed: int
     ) -> FineTuning:
@@ -91,15 +69,3 @@ class FineTuningAttack(Attack):
             batch_size=self.batch_size,
             seed=seed,
         )
-
-    @staticmethod
-    def generate(target: AttackTarget, case: AttackCase, model: Backbone, prompt: str) -> Tensor:
-        """Images that a model generates for a prompt, ``(N, 3, H, W)`` in 0..1.
-
-        Args:
-            target: The target of the attack, which determines steps, guidance and size.
-            case: The case whose seeds are used.
-            model: The model that generates.
-            prompt: The prompt.
-        """
-        return target.draw(model.encode([prompt]), case.seeds, model=model)

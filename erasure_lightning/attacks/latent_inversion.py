@@ -50,7 +50,7 @@ class LatentInversion(ConceptAttack):
         super().__init__(seed=seed)
         self.steps = steps
         self.refinements = refinements
-        check_at_least(self, refinements=0, **({} if steps is None else {"steps": 1}))
+        check_at_least(self, refinements=0, steps=1)
 
     def find(self, target: AttackTarget, case: AttackCase) -> AttackResult:
         """Invert images that the original generates and regenerate them; then the controls."""

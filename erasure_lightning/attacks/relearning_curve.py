@@ -75,15 +75,16 @@ class RelearningCurve(FineTuningAttack, ConceptAttack):
         templates = [every[int(torch.randint(len(every), ()))] for _ in range(most)]
         seed = int(torch.randint(2**31, ()))
         prompts = [fill_template(template, name) for template in templates]
-        images = self.training_images(target, prompts, seed) if most else None
+        images = target.dataset(prompts, seed) if most else None
         curve: dict[float, Tensor] = {}
         for count in self.examples:
             model = self._fine_tuned(target.edited, images, prompts[:count], seed)
-            curve[count] = self.generate(target, case, model, case.prompt)
+            prompt = model.encode([case.prompt])
+            curve[count] = target.draw(prompt, case.seeds, model=model)
         control_prompts = [fill_template(template, RARE_WORD) for template in templates]
         control = self._fine_tuned(target.original, images, control_prompts, seed)
-        control_prompt = fill_template(case.template, RARE_WORD)
-        control_images = self.generate(target, case, control, control_prompt.text)
+        control_prompt = control.encode([fill_template(case.template, RARE_WORD).text])
+        control_images = target.draw(control_prompt, case.seeds, model=control)
         return AttackResult(curve[most], curve=curve, controls={"new word": control_images})
 
     def _fine_tuned(

@@ -14,11 +14,11 @@ from torch.nn.functional import mse_loss
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.checks import require
-from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.concept import Concept, Phrase
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.diffusion.finite_images import require_finite_images
-from erasure_lightning.diffusion.latent_dataset import add_noise
+from erasure_lightning.diffusion.latent_dataset import LatentDataset, add_noise
 from erasure_lightning.diffusion.sampling import final_latents, image_size, rollout
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Protocol, short_hash
@@ -187,7 +187,7 @@ class AttackTarget:
             model: The model to sample from; the edited model by default.
         """
         model = model or self.edited
-        conditioning = _expanded(conditioning, len(seeds))
+        conditioning = conditioning.expand(len(seeds))
         parts = self.batches(len(seeds))
         latents = (self._sample(model, conditioning[part], seeds[part]) for part in parts)
         return torch.cat([model.decode(batch) for batch in latents])
@@ -222,6 +222,18 @@ class AttackTarget:
         prompts = [case.prompt] * count
         return require_finite_images(torch.cat(batches), "original", self.original, prompts)
 
+    def dataset(self, prompts: Sequence[str | Phrase], seed: int) -> LatentDataset:
+        """Latents that the original generates for prompts, to train on.
+
+        Args:
+            prompts: One prompt for each image.
+            seed: Seed of the images.
+        """
+        size = self.settings.image_size
+        return LatentDataset(
+            self.original, prompts, seed, steps=self.steps, guidance=self.guidance, size=size
+        )
+
     def denoising_loss(self, conditioning: Conditioning, clean: Tensor, t: Tensor) -> Tensor:
         """The edited model's denoising loss on images of the concept, a scalar.
 
@@ -234,12 +246,14 @@ class AttackTarget:
             t: Times, ``(B,)``.
         """
         x, t, target = add_noise(self.edited.process, clean, t)
-        prediction = self.edited.denoise(x, t, _expanded(conditioning, len(x)))
+        prediction = self.edited.denoise(x, t, conditioning.expand(len(x)))
         return mse_loss(prediction, target)
 
     @torch.no_grad()
     def margin(self, case: AttackCase, images: Tensor) -> Tensor:
         """Margin of images' cosine to the case's concept over that to all else, ``(B,)``.
+
+        Above 0 an image shows the concept.
 
         Args:
             case: The concept.
@@ -252,20 +266,13 @@ class AttackTarget:
         return concept - cosines[:, ~candidates.right].amax(dim=1)
 
     def prompt_margin(self, case: AttackCase, prompt: str) -> float:
-        """The `margin` of one image of a prompt; above 0 the image shows the concept.
-
-        Its noise is used for no judgement.
-        """
+        """The `margin` of one image of a prompt, whose noise is used for no judgement."""
         images = self.draw(self.edited.encode([prompt]), [derive_seed(case.seed, 8) % 2**31])
         return self.margin(case, images).item()
 
-    def recognised(self, case: AttackCase, images: Tensor) -> Tensor:
-        """Whether each of the images ``(B, 3, H, W)`` shows the concept, boolean ``(B,)``."""
-        return self.margin(case, images) > 0
-
     def success_rate(self, case: AttackCase, images: Tensor) -> float:
         """Share of the images ``(B, 3, H, W)`` that show the concept, 0..1."""
-        return self.recognised(case, images).float().mean().item()
+        return (self.margin(case, images) > 0).float().mean().item()
 
     @cached_property
     def protocol(self) -> Protocol:
@@ -290,8 +297,3 @@ class AttackTarget:
             versions={name: version(name) for name in packages},
             sampler_settings=self.original.sampler_settings,
         )
-
-
-def _expanded(conditioning: Conditioning, count: int) -> Conditioning:
-    """One conditioning for each of ``count`` latents."""
-    return conditioning if len(conditioning) == count else conditioning.expand(count)

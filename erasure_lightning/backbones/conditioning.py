@@ -117,8 +117,7 @@ class Conditioning:
             rows: Boolean, ``(B,)``.
             other: A batch of 1 or ``B``.
         """
-        everywhere = other.expand(len(self)) if len(other) == 1 else other
-        both = Conditioning.cat([self, everywhere])
+        both = Conditioning.cat([self, other.expand(len(self))])
         count = torch.arange(len(self), device=rows.device)
         return both[torch.where(rows, count, count + len(self)).to(self.tokens.device)]
 
@@ -133,7 +132,7 @@ class Conditioning:
         return sum(value.nbytes for value in values if value is not None)
 
     def expand(self, count: int) -> "Conditioning":
-        """A single prompt's conditioning for a batch of ``count``."""
+        """A single prompt's conditioning for a batch of ``count``; that of ``count`` as it is."""
         return self._map(lambda value: value.expand(count, *value.shape[1:]))
 
     def repeat(self, count: int) -> "Conditioning":

@@ -17,7 +17,7 @@ from erasure_lightning.backbones.single_file import (
 )
 from erasure_lightning.backbones.sources import (
     PipelineSource,
-    fetch_files,
+    download_files,
     read_json,
     repository_files,
 )
@@ -26,7 +26,6 @@ from erasure_lightning.backbones.weight_files import (
     StoredWeights,
     find_weights,
     preferred_variant,
-    require_fit,
     require_tensors,
 )
 from erasure_lightning.errors import ErasureError, wrap_errors
@@ -182,7 +181,7 @@ def _with_weights(source: PipelineSource, files: ComponentFiles, library: str) -
             " folder or a Hub id that holds its weights."
         ) from error
     with wrap_errors(files.title):
-        require_fit(files.title, files.model, stored)
+        require_tensors(files.title, files.model, stored.empty_tensors(), stored.sharded)
     return replace(files, stored=stored)
 
 
@@ -195,7 +194,7 @@ def _fetch(source: PipelineSource, family: Family, read: Collection[str]) -> Non
         own = [file.removeprefix(f"{name}/") for file in files if file.startswith(f"{name}/")]
         if best := preferred_variant(own, WEIGHT_STEMS[family.models[name][0]]):
             patterns += [f"{name}/{file}" for file in best[1]]
-    fetch_files(source, patterns)
+    download_files(source, patterns)
 
 
 def _library_and_class(source: PipelineSource, index: dict[str, Any], name: str) -> tuple[str, str]:

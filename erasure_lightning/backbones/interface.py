@@ -177,9 +177,12 @@ class FamilyInterface(nn.Module, ABC):
         """
 
     @property
-    @abstractmethod
     def embeds_guidance(self) -> bool:
-        """Whether the guidance scale is an input of the denoiser, as in guidance distillation."""
+        """Whether the guidance scale is an input of the denoiser, as in guidance distillation.
+
+        By default it is not: guidance is classifier-free, and takes two predictions.
+        """
+        return False
 
     @abstractmethod
     def text_inputs(self) -> list[TextInput]:

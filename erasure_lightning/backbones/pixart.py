@@ -91,11 +91,6 @@ class PixArt(CrossAttentionDiffusion):
         aspect_ratio = torch.tensor([[height / width]]).to(x).expand(len(x), 1)
         return {"resolution": resolution, "aspect_ratio": aspect_ratio}
 
-    @property
-    def embeds_guidance(self) -> bool:
-        """False: guidance is classifier-free."""
-        return False
-
     def text_inputs(self) -> list[TextInput]:
         """`text_attention`, whose layers all read the projected captions."""
         return [TextInput(self.text_attention(), "tokens", transform=self._captions, masked=True)]

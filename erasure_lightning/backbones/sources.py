@@ -142,16 +142,17 @@ def _locate_folder(name: str) -> PipelineSource:
             " that folder."
         )
     repository, _, revision = name.partition("@")
-    if path.exists() or path.suffix in (_CHECKPOINT, *_REFUSED) or not _is_hub_id(repository):
+    if path.exists() or path.suffix in (_CHECKPOINT, *_REFUSED) or not is_hub_id(repository):
         kind = "no installed world, no folder, and no Hub id (owner/model)"
         kind = "a file" if path.is_file() else kind
         hint = did_you_mean(name, worlds())
         raise ErasureError(f"The backbone {name!r} was not found: it is {kind}.{hint}")
     source = PipelineSource(name, Path(), repository=repository, revision=revision or None)
-    return replace(source, root=_download(source, [_INDEX]))
+    return replace(source, root=download_files(source, [_INDEX]))
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether a text has the form of a repository on the Hub, ``owner/name``."""
     return _HUB_ID.fullmatch(name) is not None
 
 
@@ -187,11 +188,6 @@ def read_json(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
     return content
 
 
-def fetch_files(source: PipelineSource, files: Sequence[str]) -> None:
-    """Downloads files of a Hub repository into the cache; patterns are relative to its root."""
-    _download(source, files)
-
-
 def repository_files(source: PipelineSource) -> list[str]:
     """Paths of a Hub repository's files, or of the cached ones if the Hub is out of reach."""
     from huggingface_hub import HfApi
@@ -202,7 +198,16 @@ def repository_files(source: PipelineSource) -> list[str]:
         return [str(p.relative_to(source.root)) for p in source.root.rglob("*") if p.is_file()]
 
 
-def _download(source: PipelineSource, patterns: Sequence[str]) -> Path:
+def download_files(source: PipelineSource, patterns: Sequence[str]) -> Path:
+    """Downloads files of a Hub repository into the cache, and returns its folder there.
+
+    Args:
+        source: The repository.
+        patterns: Patterns of paths, relative to its root.
+
+    Raises:
+        ErasureError: If the repository cannot be read, and is not in the cache.
+    """
     from huggingface_hub import snapshot_download
 
     name, revision = source.repository, source.revision

@@ -131,11 +131,6 @@ class StableDiffusion3(FlowTransformer):
             )[0]
         return cast(Tensor, velocity.to(self.dtype))
 
-    @property
-    def embeds_guidance(self) -> bool:
-        """False: the pipeline predicts twice."""
-        return False
-
     def _schedule(self, steps: int, size: tuple[int, int]) -> Mapping[str, Any]:
         """Times shifted by a constant, or by the image's size where the scheduler says so."""
         if not self._scheduler.config.get("use_dynamic_shifting"):

@@ -24,8 +24,6 @@ _REST_OF_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "log
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
-_Shapes = dict[str, tuple[int, ...]]
-
 
 @dataclass(frozen=True)
 class StoredWeights:
@@ -40,6 +38,15 @@ class StoredWeights:
     files: tuple[Path, ...]
     variant: str | None
     sharded: bool
+
+    def empty_tensors(self) -> dict[str, torch.Tensor]:
+        """The stored tensors by name, on the meta device.
+
+        Raises:
+            ErasureError: If a file is truncated, damaged, or a pointer of Git LFS.
+        """
+        shapes = {name: shape for file in self.files for name, shape in tensor_shapes(file).items()}
+        return meta_tensors(shapes)
 
 
 def _by_variant(names: Iterable[str], stem: str) -> dict[str, list[str]]:
@@ -100,29 +107,6 @@ def _no_weights(folder: Path, names: Collection[str], stem: str) -> ErasureError
     )
 
 
-def _stored_shapes(stored: StoredWeights) -> _Shapes:
-    """Names and shapes of all stored tensors.
-
-    Raises:
-        ErasureError: If a file is truncated, damaged, or a pointer of Git LFS.
-    """
-    return {name: shape for file in stored.files for name, shape in tensor_shapes(file).items()}
-
-
-def require_fit(title: str, model: Any, stored: StoredWeights) -> None:
-    """Compares stored tensors with a model's, after the libraries' renaming of old names.
-
-    Args:
-        title: Component and folder, for messages.
-        model: A model of diffusers or transformers on the meta device.
-        stored: Its files.
-
-    Raises:
-        ErasureError: If tensors are missing, unexpected or of another shape.
-    """
-    require_tensors(title, model, meta_tensors(_stored_shapes(stored)), stored.sharded)
-
-
 def require_tensors(
     title: str,
     model: Any,
@@ -130,7 +114,7 @@ def require_tensors(
     sharded: bool = False,
     unused: Collection[str] = (),
 ) -> None:
-    """Compares tensors on the meta device with a model's; see `require_fit`.
+    """Compares tensors on the meta device with a model's, after the libraries rename old names.
 
     Args:
         title: Component and folder, for messages.

@@ -35,21 +35,11 @@ class Dashboard(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the run's description."""
-        self._show_description(trainer, pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the run's description."""
-        self._show_description(trainer, pl_module)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the run's description."""
-        self._show_description(trainer, pl_module)
-
-    @staticmethod
-    def _show_description(trainer: Trainer, module: LightningModule) -> None:
-        if trainer.is_global_zero and isinstance(module, ErasureModule):
+        if trainer.is_global_zero and isinstance(pl_module, ErasureModule):
             for writer in dashboard_writers(trainer.loggers, trainer.global_step):
-                writer.log_config(run_config(module.description()))
+                writer.log_config(run_config(pl_module.description()))
+
+    on_test_start = on_validation_start = on_fit_start
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show the cost of a fit, and the edit."""
@@ -62,14 +52,6 @@ class Dashboard(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the images and metrics."""
-        self._show_results(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the images and metrics."""
-        self._show_results(trainer)
-
-    @staticmethod
-    def _show_results(trainer: Trainer) -> None:
         if not trainer.is_global_zero:
             return
         run = Run(Path(trainer.default_root_dir))
@@ -77,3 +59,5 @@ class Dashboard(Callback):
             show_samples(writer, run)
             if run.metrics.is_file():
                 show_figures(writer, Result.load(run.metrics))
+
+    on_validation_end = on_test_end

@@ -19,12 +19,7 @@ from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.groups import ERASURE_GROUPS, GROUP_QUESTIONS, STRUCTURE_METRICS
 from erasure_lightning.metrics.protocol import Protocol, Result, short_hash
 from erasure_lightning.metrics.scorer import Scorer, check_source
-from erasure_lightning.metrics.seed_statistics import (
-    FeatureSimilarity,
-    ImageText,
-    PixelDistance,
-    RecognitionRate,
-)
+from erasure_lightning.metrics.seed_statistics import MeanCosine, PixelDistance, RecognitionRate
 from erasure_lightning.metrics.zero_shot import ZeroShotClassifier
 from erasure_lightning.runs.folder import Run
 from erasure_lightning.training.base import ErasureModule
@@ -123,10 +118,10 @@ class EditMetrics:
         for group in self.groups if self.scorer else ():
             for when in ("before", "after"):
                 metrics[group, "recognized", when] = RecognitionRate(self.seeds)
-                metrics[group, "image_text", when] = ImageText(self.seeds)
+                metrics[group, "image_text", when] = MeanCosine(self.seeds)
         if "specificity" in self.groups:
             if self.scorer:
-                metrics["structure", "similarity", "after"] = FeatureSimilarity(self.seeds)
+                metrics["structure", "similarity", "after"] = MeanCosine(self.seeds)
             metrics["structure", "distance", "after"] = PixelDistance(self.seeds)
         return metrics
 

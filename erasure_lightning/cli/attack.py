@@ -1,6 +1,7 @@
 """``erasure attack``: an attack on an edited model, and how much of the concept it restores."""
 
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from rich.console import Console
@@ -12,7 +13,7 @@ from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import IMAGE_KINDS, Outcome
 from erasure_lightning.attacks.target import AttackSettings
 from erasure_lightning.cli.arguments import BACKBONE_HELP
-from erasure_lightning.cli.configs import checked_config, dump_yaml, load_yaml
+from erasure_lightning.cli.configs import config_content, dump_yaml, read_config
 from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser
@@ -20,7 +21,7 @@ from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.cli.warning_lines import format_warnings
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.earlier_names import renamed_config
-from erasure_lightning.registry import known_attacks
+from erasure_lightning.registry import ATTACK, known_offers
 from erasure_lightning.runs.folder import run_of
 from erasure_lightning.training.checkpoints import locate_checkpoint
 
@@ -123,23 +124,23 @@ def _parser() -> Parser:
 
 
 def _known() -> str:
-    return ", ".join(dict.fromkeys(offer.name for offer in known_attacks())) or "none"
+    return ", ".join(dict.fromkeys(offer.name for offer in known_offers(ATTACK))) or "none"
 
 
 def _arguments(argv: list[str]) -> list[str]:
     """The options in order of precedence: the run's own config, the configs, all other options."""
     options = Options.read(argv)
     configs = [
-        checked_config(option.value or "", "attacks", "")
+        config_content(option.value or "", "attacks", "")
         for option in options
         if option.name in CONFIG_OPTIONS
     ]
     others = [option for option in options if option.name not in CONFIG_OPTIONS]
     checkpoint = options.get("--ckpt_path")
     if checkpoint and (own := run_of(Path(checkpoint)).config).is_file():
-        configs.insert(0, own)
+        configs.insert(0, read_config(own))
     return [
-        *(word for path in configs for word in ("--config", _config(path))),
+        *(word for config in configs for word in ("--config", _config(config))),
         *full_words(others),
     ]
 
@@ -150,9 +151,8 @@ def _with_attack_help(words: list[str]) -> list[str]:
     return ["--attack.help", name] if name and {"-h", "--help"} & set(words) else words
 
 
-def _config(path: Path) -> str:
+def _config(content: dict[str, Any]) -> str:
     """A config's text; of the config of a run or a method only how it samples."""
-    content = load_yaml(path.read_text(encoding="utf-8"))
     if isinstance(name := content.get("attack"), str):
         content["attack"] = {"class_path": name}
     if "model" in content:

@@ -120,24 +120,13 @@ def _of_run(folder: Path) -> str:
     return f" Did you mean {config}?" if config.is_file() else ""
 
 
-def checked_config(name: str, *within: str) -> Path:
-    """The path of a config that was checked; arguments and errors of `find_config`, `read_config`.
-
-    Raises:
-        ErasureError: If there is no such config, or it is none.
-    """
-    path = find_config(name, *within)
-    read_config(path)
-    return path
-
-
 def config_content(name: str, *within: str) -> dict[str, Any]:
     """The content of a config; arguments of `find_config`.
 
     Raises:
         ErasureError: If there is no such config, or it is none.
     """
-    return dict(load_yaml(checked_config(name, *within).read_text(encoding="utf-8")))
+    return read_config(find_config(name, *within))
 
 
 def config_with_parts(options: Options) -> str | None:
@@ -151,15 +140,14 @@ def config_with_parts(options: Options) -> str | None:
     return next((name for name in files if "parts" in config_content(name)), None)
 
 
-def read_config(path: Path) -> str:
-    """The text of a config.
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a config.
 
     Raises:
         ErasureError: If it is no YAML, with the line, no mapping of options, or a suite.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        content = load_yaml(text)
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise yaml_error(path, error) from error
     if not isinstance(content, dict):
@@ -173,7 +161,7 @@ def read_config(path: Path) -> str:
         raise ErasureError(
             f"{path} is a suite: run it with `erasure benchmark {shell_word(path)}`."
         )
-    return text
+    return content
 
 
 class _Loader(StrictLoader):

@@ -15,14 +15,14 @@ from erasure_lightning.concepts.worlds import find_world
 from erasure_lightning.discovery import package_of
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import SCORE_FILE
-from erasure_lightning.registry import Offer, known_attacks, known_methods
+from erasure_lightning.registry import ATTACK, METHOD, ExtensionKind, Offer, known_offers
 from erasure_lightning.runs.folder import Run
 
 
 def run_methods(argv: list[str]) -> None:
     """Print every method and world."""
     options = _print_offers(
-        "methods", "List every method and world, built in or of plugins.", known_methods(), argv
+        "methods", "List every method and world, built in or of plugins.", METHOD, argv
     )
     if not options.families:
         _print_worlds(options.verbose)
@@ -30,16 +30,19 @@ def run_methods(argv: list[str]) -> None:
 
 def run_attacks(argv: list[str]) -> None:
     """Print every attack."""
-    _print_offers("attacks", "List every attack, built in or of plugins.", known_attacks(), argv)
+    _print_offers("attacks", "List every attack, built in or of plugins.", ATTACK, argv)
 
 
-def _print_offers(command: str, description: str, known: list[Offer], argv: list[str]) -> Namespace:
+def _print_offers(
+    command: str, description: str, kind: ExtensionKind, argv: list[str]
+) -> Namespace:
     parser = Arguments(command, description)
     parser.add_flags(
         families="Print which of them runs on which model family.",
         verbose="Load each, and print the error of those that fail.",
     )
     options = parser.parse(argv)
+    known = known_offers(kind)
     if options.families:
         from erasure_lightning.cli.compatibility_table import compatibility_table
 

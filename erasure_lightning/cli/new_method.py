@@ -11,7 +11,7 @@ from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.configs import shipped_configs
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import shell_word
-from erasure_lightning.registry import known_methods
+from erasure_lightning.registry import METHOD, known_offers
 
 _SKELETONS = Path(__file__).parent / "skeletons"
 
@@ -143,7 +143,7 @@ class Draft(NamedTuple):
         Raises:
             ErasureError: Saying by which.
         """
-        taken = {m.name.casefold(): f"the method of {m.package}" for m in known_methods()}
+        taken = {m.name.casefold(): f"the method of {m.package}" for m in known_offers(METHOD)}
         skeletons = (f"{self.shape}.py.txt", "plugin_test.py.txt")
         text = "\n".join((_SKELETONS / name).read_text(encoding="utf-8") for name in skeletons)
         lines = re.findall(r"^from \S+ import (.+)$", text, re.MULTILINE)

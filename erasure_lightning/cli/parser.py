@@ -12,7 +12,7 @@ from jsonargparse.typing import Path_fr, register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from erasure_lightning.cli.concept_options import concept_list
-from erasure_lightning.cli.configs import dump_yaml, load_yaml, read_config
+from erasure_lightning.cli.configs import dump_yaml, read_config
 from erasure_lightning.cli.error_messages import one_line_error
 from erasure_lightning.cli.short_names import load_names
 from erasure_lightning.concepts.concept import Concepts
@@ -69,8 +69,7 @@ class Parser(LightningArgumentParser):
         Raises:
             ErasureError: If it is no config, with the line, one of an attack, or one with parts.
         """
-        text = read_config(Path(path))
-        content = load_yaml(text)
+        content = read_config(Path(path))
         if "attack" in content:
             raise ErasureError(
                 f"{path} configures an attack: give it to `erasure attack --config`."
@@ -80,6 +79,7 @@ class Parser(LightningArgumentParser):
                 f"{path} has parts, which erasure fit alone reads. Its run's folder, and those of"
                 " the parts in it, are runs like any other."
             )
+        text = Path(path).read_text(encoding="utf-8")
         with Path_fr(path).relative_path_context():
             config: Namespace = self.parse_string(text, *args, **kwargs)
         return config

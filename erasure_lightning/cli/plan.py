@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -142,7 +144,7 @@ class Planner(CommandLine):
         if self.config.json:
             verdict = {"gpu_memory": limit and int(limit * _GIB), "fits": fits}
             verdict["sharded"] = sharded and sharded.plain()
-            print(json_text(forecast.plain() | memory.plain() | verdict, "A plan", indent=1))
+            print(json_text(asdict(forecast) | memory.plain() | verdict, "A plan", indent=1))
             return int(fits is False)
         Console().print(_table(memory, type(self.model).__name__))
         for line in [*_work(forecast, self.devices), *self._verdict(forecast, memory)]:
@@ -245,42 +247,50 @@ def _work(forecast: FitForecast, devices: int) -> list[str]:
     ]
 
 
-def _training(forecast: FitForecast) -> list[str]:
+def _training(forecast: FitForecast) -> Iterator[str]:
     held = forecast.held
-    first = forecast.evaluations["first"]
-    last = forecast.evaluations["last"]
     inside = sorted({".".join(name.split(".")[:2]) for name in held.names})
     shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
     share = held.trained / sum(held.parameters.values())
-    lines = [
+    yield (
         f"Trained: {held.trained / 1e6:.3f} M ({share:.2%}) in {len(held.names)} tensors of"
-        f" {shown}.",
-        f"Each of {forecast.steps} steps evaluates the student on {last[STUDENT_CALLS]} latents and"
-        f" the original on {last[TEACHER_CALLS]}; {last['backwards']} backwards.",
-    ]
-    if other := forecast.evaluations.get("other"):
-        lines[-1] = (
-            f"Half of {forecast.steps} steps evaluate the student on {last[STUDENT_CALLS]} latents"
-            f" and the original on {last[TEACHER_CALLS]} ({last['backwards']} backwards), half on"
-            f" {other[STUDENT_CALLS]} and {other[TEACHER_CALLS]} ({other['backwards']} backwards)."
-        )
-    if first not in (last, other):
-        lines.append(
-            f"(The first step: {first[STUDENT_CALLS]} and {first[TEACHER_CALLS]};"
-            f" {first['backwards']} backwards.)"
-        )
+        f" {shown}."
+    )
+    yield from _steps(forecast)
     if forecast.search:
-        lines.append(
+        yield (
             f"Besides, the search for each word takes {forecast.search} forwards and backwards,"
             " and its rollouts."
         )
     if forecast.prepared:
-        lines.append(
+        yield (
             "Saliency maps or textual inversion before the first step take"
             f" {forecast.prepared} evaluations."
         )
     if forecast.sampled:
-        lines.append(f"Trajectories or images to train on cost {forecast.sampled} evaluations.")
+        yield f"Trajectories or images to train on cost {forecast.sampled} evaluations."
     if forecast.monitored:
-        lines.append(f"RetentionMonitor draws its images in {forecast.monitored} evaluations.")
-    return lines
+        yield f"RetentionMonitor draws its images in {forecast.monitored} evaluations."
+
+
+def _steps(forecast: FitForecast) -> Iterator[str]:
+    """Sentences about the evaluations in a step."""
+    first = forecast.evaluations["first"]
+    last = forecast.evaluations["last"]
+    other = forecast.evaluations.get("other")
+    if other:
+        yield (
+            f"Half of {forecast.steps} steps evaluate the student on {last[STUDENT_CALLS]} latents"
+            f" and the original on {last[TEACHER_CALLS]} ({last['backwards']} backwards), half on"
+            f" {other[STUDENT_CALLS]} and {other[TEACHER_CALLS]} ({other['backwards']} backwards)."
+        )
+    else:
+        yield (
+            f"Each of {forecast.steps} steps evaluates the student on {last[STUDENT_CALLS]} latents"
+            f" and the original on {last[TEACHER_CALLS]}; {last['backwards']} backwards."
+        )
+    if first not in (last, other):
+        yield (
+            f"(The first step: {first[STUDENT_CALLS]} and {first[TEACHER_CALLS]};"
+            f" {first['backwards']} backwards.)"
+        )

@@ -37,7 +37,7 @@ def own_config(options: Options, command: str) -> list[str]:
         return []
     file = locate_checkpoint(checkpoint, command)
     if (path := run_of(Path(checkpoint)).config).is_file():
-        config = load_yaml(read_config(path))
+        config = read_config(path)
         is_current = renamed_config(config) == config
         return ["--config", str(path) if is_current else dump_yaml(renamed_config(config))]
     text = read_checkpoint(file)["erasure"].get("config")

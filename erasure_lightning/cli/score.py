@@ -49,16 +49,9 @@ def _parser() -> Arguments:
         metavar="A,B",
         help=f"Some of {', '.join(NETWORK_OF_METRIC)}.",
     )
-    users: dict[str, list[str]] = {}
-    for metric, network in NETWORK_OF_METRIC.items():
-        users.setdefault(network, []).append(metric)
-    networks = {
-        network: f"The network of {' and '.join(users[network])}: {source}."
-        for network, source in NETWORK_SOURCES.items()
-    }
     parser.add_options(
         str,
-        **networks,
+        **{network: _network_help(network) for network in NETWORK_SOURCES},
         labels="File with the labels of accuracy, one a line; # begins a comment.",
         template="Sentence that a label is put into, for accuracy.",
     )
@@ -70,3 +63,8 @@ def _parser() -> Arguments:
     parser.add_options(float, threshold="Lowest score of a detection that counts, for nudenet.")
     parser.set_defaults(template=ScoreSettings.template, threshold=ScoreSettings.threshold)
     return parser
+
+
+def _network_help(network: str) -> str:
+    metrics = [metric for metric, own in NETWORK_OF_METRIC.items() if own == network]
+    return f"The network of {' and '.join(metrics)}: {NETWORK_SOURCES[network]}."

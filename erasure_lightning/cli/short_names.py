@@ -17,11 +17,12 @@ from erasure_lightning.cli.options import CONFIG_OPTIONS, Option
 from erasure_lightning.cli.slow_import import load_with_notice
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import (
-    Offer,
-    find_attack,
-    find_method,
-    find_retention_callback,
-    known_retention_callbacks,
+    ATTACK,
+    METHOD,
+    RETENTION,
+    ExtensionKind,
+    find_offer,
+    known_offers,
 )
 
 #: Our classes that configs name, beside those in `registry`; Lightning's need no short name.
@@ -75,20 +76,20 @@ def class_path(name: str) -> str:
     path = our_class(name)
     is_short = path == name and name.isidentifier()
     if is_short and name.casefold() in map(str.casefold, retention_names()):
-        return offered_path(find_retention_callback, name)
+        return offered_path(RETENTION, name)
     return path
 
 
 def retention_names() -> list[str]:
     """Names of all retention callbacks."""
-    return [offer.name for offer in known_retention_callbacks()]
+    return [offer.name for offer in known_offers(RETENTION)]
 
 
-def offered_path(find: Callable[[str], Offer], name: str) -> str:
+def offered_path(kind: ExtensionKind, name: str) -> str:
     """The class path of what a package offers, by its name; paths as they are.
 
     Args:
-        find: Finds an offer of the kind.
+        kind: The kind of class.
         name: The name or the path.
 
     Raises:
@@ -96,7 +97,7 @@ def offered_path(find: Callable[[str], Offer], name: str) -> str:
     """
     if "." in name:
         return name
-    offer = find(name)
+    offer = find_offer(kind, name)
     load_with_notice(offer)
     return offer.class_path
 
@@ -134,9 +135,9 @@ def backbone_option(name: str) -> str | dict[str, str]:
 
 #: What gives the full name of a string under a key of a config.
 _BY_KEY: dict[str, Callable[[str], Any]] = {
-    "model": partial(offered_path, find_method),
-    "model.class_path": partial(offered_path, find_method),
-    "attack.class_path": partial(offered_path, find_attack),
+    "model": partial(offered_path, METHOD),
+    "model.class_path": partial(offered_path, METHOD),
+    "attack.class_path": partial(offered_path, ATTACK),
     "callbacks": class_path,
     "logger": logger,
     "logger.class_path": logger_path,
@@ -148,7 +149,7 @@ _BY_KEY: dict[str, Callable[[str], Any]] = {
 
 #: The same behind an option; in a config ``attack`` may be an argument of a method.
 _BY_OPTION = _BY_KEY | {
-    "attack": partial(offered_path, find_attack),
+    "attack": partial(offered_path, ATTACK),
     "backbone": backbone_option,
     "concepts": concepts_option,
 }

@@ -205,12 +205,12 @@ class PromptBatch(NamedTuple):
 
     @classmethod
     def of_words(
-        cls, template: str, words: Sequence[str], anchors: Sequence[str], size: int = 64
+        cls, template: str, words: Sequence[str], anchors: Sequence[str]
     ) -> Iterator["PromptBatch"]:
-        """A template's sentences with words and their anchors, at most ``size`` at a time."""
-        for i in range(0, len(words), size):
-            batch = list(words[i : i + size])
-            yield cls([template] * len(batch), batch, list(anchors[i : i + size]))
+        """A template's sentences with words and their anchors, at most 64 at a time."""
+        for i in range(0, len(words), 64):
+            batch = list(words[i : i + 64])
+            yield cls([template] * len(batch), batch, list(anchors[i : i + 64]))
 
     def rows(self, numbers: Sequence[int]) -> "PromptBatch":
         """The rows with these numbers, in this order."""

@@ -93,7 +93,6 @@ def rollout(
     steps: int,
     guidance: float,
     size: Size | None = None,
-    start: Tensor | None = None,
 ) -> Iterator[RolloutStep]:
     """The steps from noise to latents with guidance, bit-equal to the stock diffusers pipeline.
 
@@ -104,11 +103,9 @@ def rollout(
         steps: Sampling steps, at least 1.
         guidance: As in `guided_predictor`.
         size: Height and width in pixels; the model's own by default.
-        start: Initial latents ``(B, C, h, w)`` in place of those of the seeds.
     """
     sampler = backbone.sampler(steps, size)
     x = sampler.noise(seeds, backbone.latent_shape(size), backbone.dtype)
-    x = x if start is None else start
     predict = guided_predictor(backbone, conditioning, guidance)
     for number, t in enumerate(sampler.times):
         scaled = sampler.scaled(x, number)

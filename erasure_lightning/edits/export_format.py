@@ -39,14 +39,10 @@ class ExportFormat(StrEnum):
     """The adapters of an edit that acts by prompt or image, as `apply_edit` reads them."""
 
     @property
-    def is_folder(self) -> bool:
-        """Whether it is a folder; the others are files that end in ``.safetensors``."""
-        return self in (ExportFormat.DIFFUSERS, ExportFormat.COMPONENT)
-
-    @property
     def suffix(self) -> str:
         """How the name of its file ends; empty of a folder."""
-        return "" if self.is_folder else ".safetensors"
+        is_folder = self in (ExportFormat.DIFFUSERS, ExportFormat.COMPONENT)
+        return "" if is_folder else ".safetensors"
 
 
 class PluginFormat(ABC):

@@ -22,7 +22,7 @@ from erasure_lightning.metrics.nudity import (
 from erasure_lightning.metrics.perceptual import Lpips, PerceptualDistance
 from erasure_lightning.metrics.protocol import short_hash
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.metrics.seed_statistics import CandidateLabels, ImageText, RecognitionRate
+from erasure_lightning.metrics.seed_statistics import CandidateLabels, MeanCosine, RecognitionRate
 
 #: Estimates by metric, and ``before`` or ``after`` the edit.
 MetricEstimates = Mapping[str, Mapping[str, Estimate]]
@@ -73,7 +73,7 @@ class ClipScore(ImageMetric):
 
     def __init__(self, scorer: Scorer, stages: Sequence[str], seeds: Sequence[int]) -> None:
         self.scorer = scorer
-        self.means = {when: ImageText(seeds).to(scorer.model.device) for when in stages}
+        self.means = {when: MeanCosine(seeds).to(scorer.model.device) for when in stages}
 
     @torch.no_grad()
     def update(self, batch: MetricBatch) -> None:

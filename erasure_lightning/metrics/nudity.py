@@ -72,7 +72,7 @@ class DetectionCounts:
         ErasureError: If the threshold is out of range.
     """
 
-    def __init__(self, detector: Detector, threshold: float, seeds: Sequence[int] | int) -> None:
+    def __init__(self, detector: Detector, threshold: float, seeds: Sequence[int]) -> None:
         if not _LOWEST_THRESHOLD <= threshold <= 1:
             raise ErasureError(
                 f"nudenet needs a threshold from {_LOWEST_THRESHOLD} (its detector drops what is"

@@ -159,9 +159,7 @@ class PerceptualDistance(SeedMean):
         seeds: As for `SeedMean`.
     """
 
-    def __init__(
-        self, distance: Callable[[Tensor, Tensor], Tensor], seeds: Sequence[int] | int
-    ) -> None:
+    def __init__(self, distance: Callable[[Tensor, Tensor], Tensor], seeds: Sequence[int]) -> None:
         super().__init__(seeds, most=float("inf"))
         self.distance = distance
 

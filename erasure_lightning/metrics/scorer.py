@@ -159,10 +159,13 @@ class Scorer(nn.Module):
             ErasureError: If there is no such folder, the weights are no safetensors, or it is no
                 image-text model.
         """
+        from transformers import AutoTokenizer
+
         name = str(source)
         check_source(name)
         try:
-            model, tokenizer, settings = _read(name)
+            model, settings = read_model(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             return cls(name, model, tokenizer, Preprocessing.read(settings))
         except UNREADABLE as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -215,14 +218,6 @@ def check_source(name: str, what: str = "scorer") -> None:
             f" {', '.join(sorted(pickles)) or 'none'}. Pickles can run code and are not read: load"
             " the model once where you trust it and write it with save_pretrained."
         )
-
-
-def _read(name: str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
-    """Model, tokenizer and image settings."""
-    from transformers import AutoTokenizer
-
-    model, settings = read_model(name)
-    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False), settings
 
 
 def read_model(name: str) -> tuple[nn.Module, Mapping[str, Any]]:

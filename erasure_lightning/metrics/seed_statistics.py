@@ -29,7 +29,7 @@ class SeedMean(Metric):
     Sums and counts are kept for each seed and added up over ranks.
 
     Args:
-        seeds: All seeds of all ranks; a number stands for ``range``.
+        seeds: All seeds of all ranks.
         least: Lower end of the metric's range, to which intervals are cut.
         most: Upper end.
     """
@@ -38,10 +38,9 @@ class SeedMean(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, seeds: Sequence[int] | int, least: float = 0.0, most: float = 1.0) -> None:
+    def __init__(self, seeds: Sequence[int], least: float = 0.0, most: float = 1.0) -> None:
         super().__init__()
-        every = range(seeds) if isinstance(seeds, int) else seeds
-        self.places = {seed: place for place, seed in enumerate(every)}
+        self.places = {seed: place for place, seed in enumerate(seeds)}
         self.least = least
         self.most = most
         self.add_state("sums", torch.zeros(len(self.places)), dist_reduce_fx="sum")
@@ -105,23 +104,15 @@ class RecognitionRate(SeedMean):
         super().update(torch.stack(hits), seeds)
 
 
-class _Cosine(SeedMean):
-    """Mean cosine of paired vectors."""
+class MeanCosine(SeedMean):
+    """Mean cosine of paired features: of an image and its prompt (CLIP score), or of two images."""
 
-    def __init__(self, seeds: Sequence[int] | int) -> None:
+    def __init__(self, seeds: Sequence[int]) -> None:
         super().__init__(seeds, least=-1.0)
 
     def update(self, ours: Tensor, theirs: Tensor, seeds: Sequence[int]) -> None:  # type: ignore[override]
         """Add pairs, ``(B, D)`` each."""
         super().update(cosine_similarity(ours, theirs, dim=-1), seeds)
-
-
-class ImageText(_Cosine):
-    """Mean cosine of an image's and its prompt's features in the scorer: CLIP score."""
-
-
-class FeatureSimilarity(_Cosine):
-    """Mean cosine of the scorer's features of the edited and the original image of a seed."""
 
 
 class PixelDistance(SeedMean):

@@ -48,7 +48,7 @@ class DenoiserCounter:
     def __init__(self, backbone: Backbone, role: str, memory: MemoryTracker) -> None:
         self.role = role
         self.memory = memory
-        self.counts: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
         self.sampled = 0
         self.sampling_peak = 0
         self._denoise = backbone.denoise
@@ -65,8 +65,8 @@ class DenoiserCounter:
         """
         if t.dim():
             prediction = self._denoise(x, t, conditioning, guidance)
-            self._count(self.role, len(x))
-            self._count("backwards", len(x) if prediction.requires_grad else 0)
+            self.counts[self.role] += len(x)
+            self.counts["backwards"] += len(x) if prediction.requires_grad else 0
             return prediction
         self.sampled += len(x)
         hooks = tuple(number for module in self._modules for number in module._forward_hooks)
@@ -79,9 +79,6 @@ class DenoiserCounter:
         self.sampling_peak = max(self.sampling_peak, before + self._increase[key])
         self.memory.peak = max(peak, self.memory.live)
         return torch.empty_like(x)
-
-    def _count(self, key: str, latents: int) -> None:
-        self.counts[key] = self.counts.get(key, 0) + latents
 
 
 def counters_of(module: ErasureModule, memory: MemoryTracker) -> list[DenoiserCounter]:
@@ -149,13 +146,11 @@ def shorten_maps(method: SalientErasure, counters: Sequence[DenoiserCounter]) ->
     gradients = method.gradients
 
     def of_one(loss: Callable[[Any], Tensor], batches: Sequence[Any]) -> dict[str, Tensor]:
-        before = [Counter(counter.counts) for counter in counters]
+        before = [counter.counts.copy() for counter in counters]
         one = gradients(loss, batches[:1])
         for counter, old in zip(counters, before, strict=True):
-            counter.counts = {
-                key: old[key] + len(batches) * (count - old[key])
-                for key, count in counter.counts.items()
-            }
+            for key, count in (counter.counts - old).items():
+                counter.counts[key] = old[key] + len(batches) * count
         return one
 
     method.gradients = of_one  # type: ignore[method-assign]
@@ -243,14 +238,14 @@ class RepeatedSteps:
             self._calls = 0
         self._calls += 1
         if self._calls <= _RUN_CALLS:
-            before, draws = [Counter(each.counts) for each in self.counters], self._draws()
+            before, draws = [each.counts.copy() for each in self.counters], self._draws()
             self._run(loop, *args)
-            after = [Counter(each.counts) for each in self.counters]
-            self._evaluated = [new - old for new, old in zip(after, before, strict=True)]
+            pairs = zip(self.counters, before, strict=True)
+            self._evaluated = [each.counts - old for each, old in pairs]
             self._drawn = self._draws() - draws
             return
         for counter, evaluated in zip(self.counters, self._evaluated, strict=True):
-            counter.counts = Counter(counter.counts) + evaluated
+            counter.counts += evaluated
         if self.rollouts:
             self.rollouts.skipped += self._drawn
 
@@ -276,7 +271,7 @@ class WordSearch:
 
     def __call__(self, count: int, number: int, models: AdversaryModels) -> None:
         """Arguments as of `InversionAdversary.learn`."""
-        before = [(dict(counter.counts), counter.sampled) for counter in self.counters]
+        before = [(counter.counts.copy(), counter.sampled) for counter in self.counters]
         self._learn(count, number, models)
         for counter, (counts, sampled) in zip(self.counters, before, strict=True):
             counter.counts, counter.sampled = counts, sampled

@@ -1,7 +1,8 @@
 """Forecast of the memory and denoiser evaluations of a fit, from steps on fake tensors."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -69,10 +70,6 @@ class FitForecast:
     images: int
     measured: int
 
-    def plain(self) -> dict[str, Any]:
-        """The fields as a JSON object."""
-        return asdict(self)
-
 
 class _StepRecorder(Callback):
     """Records peak memory and evaluations of the first and the last steps, and skips the others.
@@ -107,10 +104,10 @@ class _StepRecorder(Callback):
             return
         if not self.counts:
             self.peaks["preparing"] = max(self.peaks["preparing"], peak)
-            total = _total(counter.counts for counter in self.counters)
+            total = _total(self.counters)
             self.prepared += total[STUDENT_CALLS] + total[TEACHER_CALLS]
         for counter in self.counters:
-            counter.counts = {}
+            counter.counts = Counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -118,7 +115,7 @@ class _StepRecorder(Callback):
         self.peaks["step"] = max(self.peaks["step"], self.memory.restart())
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
-        self.counts.append(_total(counter.counts for counter in self.counters))
+        self.counts.append(_total(self.counters))
         last = cast(Any, trainer).datamodule.training_steps - 1
         if trainer.global_step > last or len(self.counts) > self.kinds:
             trainer.should_stop = True
@@ -132,6 +129,13 @@ class _StepRecorder(Callback):
         in_run = sum(counter.sampled for counter in self.counters)
         return in_run + (self.rollouts.later(len(self.counts), steps) if self.rollouts else 0)
 
+    def all_peaks(self) -> dict[str, int]:
+        """Peaks of the run: of steps, of samplers and of monitors."""
+        return self.peaks | {
+            "sampling": max(counter.sampling_peak for counter in self.counters),
+            "monitoring": max((monitor.peak for monitor in self.monitors), default=0),
+        }
+
     @property
     def evaluations(self) -> dict[str, dict[str, int]]:
         """Evaluations of the steps that were run."""
@@ -139,12 +143,10 @@ class _StepRecorder(Callback):
         return {"first": self.counts[0], "last": self.counts[-1]} | other
 
 
-def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total = {STUDENT_CALLS: 0, TEACHER_CALLS: 0, "backwards": 0}
-    for count in counts:
-        for key, latents in count.items():
-            total[key] += latents
-    return total
+def _total(counters: Sequence[DenoiserCounter]) -> dict[str, int]:
+    """Evaluations by all models, also of keys that were not counted."""
+    keys = (STUDENT_CALLS, TEACHER_CALLS, "backwards")
+    return {key: sum(counter.counts[key] for counter in counters) for key in keys}
 
 
 def forecast_fit(
@@ -172,32 +174,23 @@ def forecast_fit(
     """
     memory = MemoryTracker()
     backbone = make_fake(module, memory)
-    in_eight_bits = isinstance(module, GradientErasure) and module.optimizer == "adam8bit"
+    in_eight_bits = getattr(module, "optimizer", "") == "adam8bit"
     if isinstance(module, GradientErasure):
         module.optimizer = "adam"  # whose state has the same number of entries
     # bitsandbytes updates one tensor after the other.
-    foreach = accelerator != "cpu" and not in_eight_bits
-    recorder = _StepRecorder(memory, foreach, in_eight_bits)
-    parts = [backbone.denoiser, backbone.text_encoders]
-    with memory, RepeatedBlocks(memory).replaced(parts):
+    recorder = _StepRecorder(memory, accelerator != "cpu" and not in_eight_bits, in_eight_bits)
+    with memory, RepeatedBlocks(memory).replaced([backbone.denoiser, backbone.text_encoders]):
         _fit(module, data, recorder, callbacks, trainer)
-        counters = recorder.counters
-        sampling_peak = max(counter.sampling_peak for counter in counters)
         steps = data.training_steps if recorder.held.trained else 1
         sampled = recorder.sampled(steps)
-        images, measured, measuring_peak = 0, 0, 0
-        if measure:
-            images, measured, measuring_peak = _measurement(module, data, counters, memory)
-    held = recorder.held
-    peaks = recorder.peaks | {
-        "sampling": sampling_peak,
-        "monitoring": max((monitor.peak for monitor in recorder.monitors), default=0),
-        "measuring": measuring_peak,
-    }
+        peaks = recorder.all_peaks()
+        images, measured, peaks["measuring"] = (
+            _measurement(module, data, recorder.counters, memory) if measure else (0, 0, 0)
+        )
     return FitForecast(
-        held=held,
+        held=recorder.held,
         steps=steps,
-        peaks=_without_freed(peaks, held),
+        peaks=_without_freed(peaks, recorder.held),
         evaluations=recorder.evaluations,
         sampled=sampled,
         monitored=sum(monitor.evaluations(steps) for monitor in recorder.monitors),

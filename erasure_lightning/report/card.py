@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from erasure_lightning.backbones.sources import is_hub_id
 from erasure_lightning.report import wording
 from erasure_lightning.report.page import COST_LABELS, page_title, template_environment
 from erasure_lightning.report.run_record import RunRecord
-
-#: A repository on the Hub: ``owner/name``.
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 #: Characters with a meaning of their own within a line of Markdown. Those with a meaning only at a
 #: line's beginning are harmless: no line of the template begins with a user's text.
@@ -64,13 +62,6 @@ def render_card(record: RunRecord, hub: HubContent | None = None) -> str:
         run=record,
         costs={name: label for name, label in COST_LABELS.items() if name in record.cost},
     )
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether a text has the form of a repository on the Hub, ``owner/name``."""
-    owner, _, name = text.partition("/")
-    is_valid = _HUB_ID.fullmatch(text) and not re.search(r"--|\.\.|[.-](/|$)|\.git$", text)
-    return bool(is_valid) and max(len(owner), len(name)) <= 96
 
 
 def front_matter(record: RunRecord) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from erasure_lightning.backbones.sources import is_hub_id
 from erasure_lightning.concepts.vocabulary import evenly_spaced
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import EDIT_FILE, write_atomically
-from erasure_lightning.report.card import HubContent, is_hub_id, render_card
+from erasure_lightning.report.card import HubContent, render_card
 from erasure_lightning.report.edit_file import read_edit_file
 from erasure_lightning.report.images import ImagePair
 from erasure_lightning.report.public_edit import public_yaml, write_public_edits

@@ -14,7 +14,7 @@ from erasure_lightning.attacks.outcome import OUTCOME_FILE, Outcome
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Result
-from erasure_lightning.registry import known_methods
+from erasure_lightning.registry import METHOD, known_offers
 from erasure_lightning.report.curves import Curve, read_curves
 from erasure_lightning.report.edit_file import EditFile, read_edit_file
 from erasure_lightning.report.images import ImagePair, is_readable_image, read_image_pairs
@@ -94,7 +94,9 @@ def read_run_record(path: Path) -> RunRecord:
     config = _config(run.config)
     metadata = _metadata(edit, result, config)
     class_path = str(metadata.get("method", ""))
-    offer = next((method for method in known_methods() if method.class_path == class_path), None)
+    offer = next(
+        (method for method in known_offers(METHOD) if method.class_path == class_path), None
+    )
     return RunRecord(
         name=run.root.resolve().name,
         figures_folder=measured.root.name if measured != run else ".",

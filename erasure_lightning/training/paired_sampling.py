@@ -67,10 +67,5 @@ class PairedSampling(LightningModule):
         edited = finite_images(self.backbone, batch, "edited")
         return {"original": original.to(self.device), "edited": edited}
 
-    def validation_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """`test_step` on the smaller plan of ``validate``."""
-        return self.test_step(batch, batch_idx)
-
-    def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """`test_step` on a user's prompts."""
-        return self.test_step(batch, batch_idx)
+    #: The same on the smaller plan of ``validate``, and on a user's prompts.
+    validation_step = predict_step = test_step

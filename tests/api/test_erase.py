@@ -24,7 +24,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3, Ti
 from erasure_lightning.edits.stack import applied_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import ESD, METHODS, UCE
-from erasure_lightning.registry import find_method, load_method
+from erasure_lightning.registry import METHOD, find_offer, load_offer
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.retention.monitor import RetentionMonitor
@@ -51,7 +51,7 @@ def latents(pipeline, prompt="a cat"):
 
 def small(name):
     """Arguments by which a method is quick on a tiny model, and moves."""
-    cls = load_method(find_method(name))
+    cls = load_offer(find_offer(METHOD, name))
     if not issubclass(cls, GradientErasure):
         return {"images": 2, "rollout_steps": 2, "threshold": 0.1} if name == "GLoCE" else {}
     images = GeneratedImages(images=2, steps=2)
@@ -75,7 +75,7 @@ def small(name):
 def test_every_method_edits_a_pipeline_which_then_is_as_strong_as_asked_and_can_be_undone(
     name, family
 ):
-    if not load_method(find_method(name)).needs <= family.capabilities:
+    if not load_offer(find_offer(METHOD, name)).needs <= family.capabilities:
         pytest.skip("refused, as tests/testing demand")
     pipeline = pipeline_of(family)
     before = latents(pipeline)

@@ -6,7 +6,7 @@ from under_attack import tiny_target, weights
 
 from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.backbones.tiny import TINY_BACKBONES
-from erasure_lightning.registry import find_attack, load_offer
+from erasure_lightning.registry import ATTACK, find_offer, load_offer
 
 #: The smallest budgets that run all of an attack's code.
 BUDGETS = {
@@ -36,7 +36,7 @@ def test_every_attack_has_a_budget_here():
 def test_it_runs(name, family):
     target = tiny_target(family=family)
     before = weights(target.edited)
-    attack = load_offer(find_attack(name))(**BUDGETS[name])
+    attack = load_offer(find_offer(ATTACK, name))(**BUDGETS[name])
     (result,) = attack.run(target, 0)
     assert len(result.images) == 2
     assert result.images.isfinite().all()
@@ -48,7 +48,7 @@ def test_it_runs(name, family):
 def test_it_runs_on_weights_in_bfloat16(name):
     target = tiny_target(base_dtype="bfloat16")
     assert target.edited.base_dtype == target.original.base_dtype == torch.bfloat16
-    attack = load_offer(find_attack(name))(**BUDGETS[name])
+    attack = load_offer(find_offer(ATTACK, name))(**BUDGETS[name])
     (result,) = attack.run(target, 0)
     assert len(result.images) == 2
     assert result.images.isfinite().all()
@@ -56,7 +56,7 @@ def test_it_runs_on_weights_in_bfloat16(name):
 
 def test_soft_embedding_optimises_the_pooled_vector_too():
     target = tiny_target(family=TINY_BACKBONES[1])
-    attack = load_offer(find_attack("SoftEmbedding"))(steps=2, lr=0.1, examples=1)
+    attack = load_offer(find_offer(ATTACK, "SoftEmbedding"))(steps=2, lr=0.1, examples=1)
     (result,) = attack.run(target, 0)
     plain = target.edited.encode(["a cat"])
     assert result.tensors.keys() == {"tokens", "pooled"}

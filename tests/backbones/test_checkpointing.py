@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from erasure_lightning.backbones.checkpointing import run_checkpointed, snapshot
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.registry import find_method, load_method
+from erasure_lightning.registry import METHOD, find_offer, load_offer
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training.image_sources import GeneratedImages
@@ -28,7 +28,7 @@ METHODS = {
 
 
 def build(name, **arguments):
-    return load_method(find_method(name))(
+    return load_offer(find_offer(METHOD, name))(
         concepts=CONCEPTS, backbone=TinyBackbone(), seed=1, **METHODS[name], **arguments
     )
 

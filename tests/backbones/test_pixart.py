@@ -18,7 +18,7 @@ from erasure_lightning.methods import METHODS
 from erasure_lightning.methods.ant import ANT
 from erasure_lightning.methods.rece import RECE
 from erasure_lightning.methods.uce import UCE
-from erasure_lightning.registry import find_method, load_method
+from erasure_lightning.registry import METHOD, find_offer, load_offer
 from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training import text_regressions
 from erasure_lightning.training.input_grams import mean_input_gram
@@ -305,7 +305,7 @@ class TestClosedForms:
 
 
 def test_every_method_suits_it_but_the_one_of_clips_states():
-    needs = {name: load_method(find_method(name)).needs for name in METHODS}
+    needs = {name: load_offer(find_offer(METHOD, name)).needs for name in METHODS}
     unsuited = [name for name in METHODS if not needs[name] <= TinyPixArt.capabilities]
     assert unsuited == ["SAFREE"]
 

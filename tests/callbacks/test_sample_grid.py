@@ -58,11 +58,11 @@ def test_prompts_are_those_of_the_plan_on_any_number_of_ranks(ranks, monkeypatch
     monkeypatch.setattr(paired_images, "all_gather_items", lambda own: gathered.append(own) or own)
     for number, loader in enumerate(loaders):
         monkeypatch.setattr(paired_images, "rank", lambda number=number: number)
-        SampleGrid().on_test_start(SimpleNamespace(test_dataloaders=loader), module())
+        SampleGrid().on_test_start(SimpleNamespace(test_dataloaders=loader, testing=True), module())
     items = [item for own in gathered for item in own]
     monkeypatch.setattr(paired_images, "all_gather_items", lambda own: items)
     grid = SampleGrid()
-    grid.on_test_start(SimpleNamespace(test_dataloaders=loaders[0]), module())
+    grid.on_test_start(SimpleNamespace(test_dataloaders=loaders[0], testing=True), module())
     assert [prompt for _, prompt in grid._prompts] == ["thing 0", "thing 2", "thing 4"]
 
 

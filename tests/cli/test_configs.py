@@ -10,7 +10,7 @@ from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.cli.configs import SHIPPED, shipped_configs
 from erasure_lightning.methods import METHODS
-from erasure_lightning.registry import find_method
+from erasure_lightning.registry import METHOD, find_offer
 from erasure_lightning.training import base
 from erasure_lightning.training.gradient import GradientErasure
 
@@ -49,7 +49,7 @@ def test_every_method_has_a_config():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_steps_are_counted_for_each_concept_where_there_is_a_gradient(path: Path):
     config = yaml.safe_load(path.read_text())
-    method = resolve_name(find_method(config["model"]["class_path"]).class_path)
+    method = resolve_name(find_offer(METHOD, config["model"]["class_path"]).class_path)
     trainer = {key: config["trainer"].get(key) for key in ("max_steps", "max_epochs")}
     if issubclass(method, GradientErasure):
         assert config["data"]["steps_per_concept"] > 0
@@ -95,7 +95,7 @@ def test_every_config_runs(path: Path, tmp_path, monkeypatch, few_words):
     text = path.read_text()
     few_words(text)
     config = quick(yaml.safe_load(text))
-    method = resolve_name(find_method(config["model"]["class_path"]).class_path)
+    method = resolve_name(find_offer(METHOD, config["model"]["class_path"]).class_path)
     for name in FEW_OF_METHODS & inspect.signature(method).parameters.keys():
         config["model"]["init_args"][name] = 2
     data = config.setdefault("data", {})

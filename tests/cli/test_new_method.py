@@ -12,7 +12,7 @@ from packages import install
 import erasure_lightning.methods
 from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.tiny import TINY_BACKBONES
-from erasure_lightning.cli.configs import checked_config
+from erasure_lightning.cli.configs import config_content
 from erasure_lightning.cli.new_method import TABLE, class_name, module_name
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.testing import check_method
@@ -225,7 +225,7 @@ def test_an_installed_package_is_run_by_the_name_of_its_config(folder, shape, mo
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     install(root, "erasure_my_method", project["entry-points"]["erasure_lightning.methods"])
     with pytest.raises(ErasureError, match="unknown config"):
-        checked_config("my-method")
+        config_content("my-method")
     monkeypatch.syspath_prepend(root)
     quick = [
         "--trainer.fast_dev_run",

@@ -25,7 +25,7 @@ from erasure_lightning.cli.plan import Planner
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
-from erasure_lightning.registry import find_method
+from erasure_lightning.registry import METHOD, find_offer
 from erasure_lightning.training.gradient import GradientErasure
 
 
@@ -64,7 +64,7 @@ def read(name):
 
 
 def method_of(name):
-    return resolve_name(find_method(read(name)["model"]["class_path"]).class_path)
+    return resolve_name(find_offer(METHOD, read(name)["model"]["class_path"]).class_path)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_every_method_has_a_recipe_for_each_family_that_it_serves():
         ours = {method for method in by_family[family] if method.__name__ in METHODS}
         assert ours == {
             method
-            for method in (resolve_name(find_method(name).class_path) for name in METHODS)
+            for method in (resolve_name(find_offer(METHOD, name).class_path) for name in METHODS)
             if method.needs <= tiny.capabilities
         }
     assert by_family["flux"] < by_family["sd15"]  # the control: not every method serves FLUX

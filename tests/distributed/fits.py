@@ -23,7 +23,7 @@ from erasure_lightning.distributed.collectives import average_gradients
 from erasure_lightning.distributed.fsdp import full_tensor, shard_weights
 from erasure_lightning.distributed.scattering import scatter_weights
 from erasure_lightning.methods import METHODS
-from erasure_lightning.registry import find_method, load_offer
+from erasure_lightning.registry import METHOD, find_offer, load_offer
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training import base as base
@@ -115,7 +115,7 @@ class SaveHalf(Callback):
 
 def method(name):
     """A method's class."""
-    return load_offer(find_method(name))
+    return load_offer(find_offer(METHOD, name))
 
 
 def build(name, backbone, **arguments):

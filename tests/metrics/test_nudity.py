@@ -21,7 +21,7 @@ class Known:
         return [{"class": label, "score": float(score)} for label, score in detections]
 
 
-def detection_counts(threshold=0.6, seeds=2):
+def detection_counts(threshold=0.6, seeds=range(2)):
     return DetectionCounts(Known(), threshold, seeds)
 
 
@@ -67,6 +67,6 @@ def test_the_real_detector_on_a_plain_image(tmp_path):
     assert description["library"].startswith("nudenet 3.")
     assert (description["model"], len(description["weights"])) == ("320n.onnx", 16)
     Image.new("RGB", (96, 64), "#3366aa").save(tmp_path / "plain.png")
-    counts = DetectionCounts(detector, 0.6, 1)
+    counts = DetectionCounts(detector, 0.6, [0])
     counts.update([tmp_path / "plain.png"], [0])
     assert {estimate.mean for estimate in counts.estimates().values()} == {0}

@@ -59,7 +59,7 @@ def test_it_is_torchmetrics_on_the_same_weights(weights, monkeypatch):
 
 def test_its_mean_is_over_seeds(small):
     a, b = torch.rand(2, 4, 3, 16, 16)
-    mean = PerceptualDistance(small, 2)
+    mean = PerceptualDistance(small, range(2))
     mean.update(a[:2], b[:2], [0, 1])
     mean.update(a[2:], b[2:], [0, 1])
     estimate = mean.compute()

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def deep(build):
 def plan(model, *callbacks, **arguments):
     module = ESD(concepts=[Concept("cat", "dog")], backbone=model, **arguments)
     data = PromptData(batch_size=2)
-    return forecast_fit(module, data, callbacks, measure=False, max_steps=3).plain()
+    return asdict(forecast_fit(module, data, callbacks, measure=False, max_steps=3))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import load_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.adavd import AdaVD
-from erasure_lightning.registry import find_method, load_method
+from erasure_lightning.registry import METHOD, find_offer, load_offer
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import quick_fit
 
@@ -62,7 +62,7 @@ def test_formats_of_weights_refuse_a_rule_and_name_the_one_that_holds_it(name, t
 @torch.no_grad()
 def test_states_before_the_denoiser_meet_a_rule_of_the_denoiser(name):
     """As docs/usage.md says of SoftEmbedding: SAFREE's is in the text encoder, and is passed by."""
-    cls = load_method(find_method(name))
+    cls = load_offer(find_offer(METHOD, name))
     module = quick_fit(cls(concepts=[Concept("cat")], backbone=TinyBackbone(), **RULES[name]), 1)
     prompt = module.original.encode(["a cat"])
     soft = prompt.with_tokens(torch.randn_like(prompt.tokens))

@@ -12,7 +12,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.registry import find_method, load_method
+from erasure_lightning.registry import METHOD, find_offer, load_offer
 from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -69,8 +69,8 @@ def test_contract(arguments, tmp_path):
 
 
 def test_it_is_announced_by_its_package():
-    entry = find_method("age")
-    assert load_method(entry) is AGE
+    entry = find_offer(METHOD, "age")
+    assert load_offer(entry) is AGE
     assert entry.package == "erasure-lightning-age 0.1.0"
 
 

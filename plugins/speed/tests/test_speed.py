@@ -21,7 +21,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.registry import find_method
+from erasure_lightning.registry import METHOD, find_offer
 from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.prompt_states import cosine_matrix
 
@@ -247,7 +247,7 @@ def installed():
 @pytest.mark.skipif(not installed(), reason="entry points are those of an installed package")
 class TestInstalled:
     def test_it_is_known_by_name_with_its_paper(self):
-        method = find_method("SPEED")
+        method = find_offer(METHOD, "SPEED")
         assert method.class_path == "erasure_lightning_speed.speed.SPEED"
         assert "2503.07392" in method.paper
         assert method.summary
