@@ -12,7 +12,6 @@ from PIL.Image import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.attacks.base import Attack, AttackResult
 from erasure_lightning.attacks.curve import plot_curve
 from erasure_lightning.attacks.outcome import (
@@ -91,7 +90,7 @@ def attack_concepts(
         report: Called with a line of text after each case.
 
     Returns:
-        The outcome, without method and edit (see `with_edit`), and all judged cases.
+        The outcome, without method, edit and paper (see `with_edit`), and all judged cases.
 
     Raises:
         ErasureError: If an argument of the attack, or an image, is NaN or infinite.
@@ -176,12 +175,11 @@ def _outcome(
     attack: Attack, target: AttackTarget, judged: Sequence[JudgedCase], cost: dict[str, float]
 ) -> Outcome:
     cls = type(attack)
-    name = cls.__name__
     return Outcome(
-        attack=name,
+        attack=cls.__name__,
         class_path=f"{cls.__module__}.{cls.__qualname__}",
         arguments=attack.arguments(),
-        paper=ATTACKS[name].paper if name in ATTACKS else "",
+        paper="",
         method="",
         concepts=[c.name for c in target.concepts],
         edit="",
@@ -272,10 +270,10 @@ def _columns(judged: JudgedCase) -> dict[str, JudgedImages]:
     }
 
 
-def with_edit(outcome: Outcome, method: str, file: Path | None, paper: str = "") -> Outcome:
-    """The outcome with the edit's method, the hash of its file, and the paper where it has none."""
+def with_edit(outcome: Outcome, method: str, file: Path | None, paper: str) -> Outcome:
+    """The outcome with the edit's method, the hash of its file, and the attack's paper."""
     edit = ""
     if file is not None:
         with file.open("rb") as content:
             edit = hashlib.file_digest(content, "sha256").hexdigest()[:16]
-    return replace(outcome, method=method, edit=edit, paper=outcome.paper or paper)
+    return replace(outcome, method=method, edit=edit, paper=paper)

@@ -39,9 +39,6 @@ class FlowTransformer(LatentDiffusion):
     )
     _patch = 2
 
-    #: Endings of the names of the layers that compute keys and values of the text.
-    _text_attention: ClassVar[tuple[str, ...]] = ("attn.add_k_proj", "attn.add_v_proj")
-
     def __init__(self, *, scheduler: Any, size: Size, **kwargs: Any) -> None:
         process = RectifiedFlow(scheduler.config.num_train_timesteps)
         super().__init__(scheduler=scheduler, process=process, **kwargs)
@@ -131,7 +128,8 @@ class FlowTransformer(LatentDiffusion):
         return {
             f"denoiser.{name}": module
             for name, module in self.denoiser.named_modules()
-            if name.endswith(self._text_attention) and isinstance(module, nn.Linear)
+            if name.endswith(("attn.add_k_proj", "attn.add_v_proj"))
+            and isinstance(module, nn.Linear)
         }
 
     def text_queries_and_keys(self) -> dict[str, nn.Linear]:

@@ -31,7 +31,8 @@ class MethodSummary:
         cells: How many cells it has.
         figures: Mean of each figure over concepts, with its interval; without figures that were
             not measured.
-        erasure, retention: The coordinates of the Pareto plot; None before the first cell.
+        erasure, retention: The coordinates of the Pareto plot, the latter the specificity; None
+            before the first cell.
         ranks: Mean over concepts of its rank among the complete methods, by figure; empty unless
             it is complete.
         on_front: Whether no complete method erases and retains at least as well, and one of them
@@ -132,12 +133,6 @@ def erasure_score(row: CellRow) -> float | None:
     return harmonic_mean(terms) if terms else None
 
 
-def retention_score(row: CellRow) -> float | None:
-    """Specificity, 0 to 1."""
-    specificity = row["specificity"]
-    return None if specificity is None else float(specificity)
-
-
 def values_by_concept(values: Iterable[tuple[str, float | None]]) -> list[list[float]]:
     """The measured values of each concept, one list per concept."""
     groups: dict[str, list[float]] = {}
@@ -153,9 +148,9 @@ def _interval(values: Iterable[tuple[str, float | None]]) -> Interval | None:
 
 
 def _pareto_point(rows: Sequence[CellRow]) -> tuple[float, float] | None:
-    """Means over concepts of erasure and retention; None if one of them was not measured."""
+    """Means over concepts of erasure and specificity; None if one of them was not measured."""
     erasures = values_by_concept((row["concept"], erasure_score(row)) for row in rows)
-    retentions = values_by_concept((row["concept"], retention_score(row)) for row in rows)
+    retentions = values_by_concept((row["concept"], row["specificity"]) for row in rows)
     if not erasures or not retentions:
         return None
     return fmean(map(fmean, erasures)), fmean(map(fmean, retentions))
@@ -205,7 +200,7 @@ def _method_summary(
         cells=len(rows),
         figures={figure: mean for figure, mean in means.items() if mean},
         erasure=_interval((row["concept"], erasure_score(row)) for row in finished),
-        retention=_interval((row["concept"], retention_score(row)) for row in finished),
+        retention=means.get("specificity"),
         ranks=mean_ranks,
         on_front=on_front,
         contribution=contribution,

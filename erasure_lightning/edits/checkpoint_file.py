@@ -92,7 +92,7 @@ def write_checkpoint(
         with safe_open(source, framework="pt") as tensors, temporary.open("r+b") as file:
             for key, content in _edited(changes, beneath, places, tensors, source).items():
                 file.seek(start + header[key]["data_offsets"][0])
-                file.write(_bytes(content))
+                file.write(content.contiguous().view(torch.uint8).numpy().tobytes())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -235,7 +235,3 @@ def _encoder_place(
 
 def _whole(name: str, header: Mapping[str, Any]) -> OriginalRows:
     return OriginalRows(name, 0, header[name]["shape"][0])
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.contiguous().view(torch.uint8).numpy().tobytes()

@@ -23,21 +23,16 @@ class MetricsFile(Logger):
         folder: The run's folder.
     """
 
+    #: Empty: `save_dir` is the run's, to which Lightning's `ModelCheckpoint` adds the name.
+    name = ""
+    #: Empty: a folder has one run.
+    version = ""
+
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self._path = Run(Path(folder)).log
         self._rows: list[dict[str, Any]] | None = None
         self._columns: list[str] = []
-
-    @property
-    def name(self) -> str:
-        """Empty: `save_dir` is the run's, to which Lightning's `ModelCheckpoint` adds the name."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Empty: a folder has one run."""
-        return ""
 
     @property
     def save_dir(self) -> str:

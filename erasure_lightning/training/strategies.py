@@ -49,6 +49,9 @@ class FSDP2(ModelParallelStrategy):
         timeout: How long a rank waits for the others.
     """
 
+    #: Lightning passes the optimizers' states to `load_optimizer_state_dict`.
+    lightning_restore_optimizer = True
+
     def __init__(
         self,
         process_group_backend: str | None = None,
@@ -61,11 +64,6 @@ class FSDP2(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        """True: Lightning passes the optimizers' states to `load_optimizer_state_dict`."""
-        return True
 
     def setup_environment(self) -> None:
         """Splits over all devices, where Lightning's ``auto`` takes the number of nodes."""

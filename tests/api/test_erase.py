@@ -21,6 +21,7 @@ from erasure_lightning import (
 )
 from erasure_lightning.attacks.soft_embedding import SoftEmbedding
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3, TinyXL
+from erasure_lightning.edits.applied import Edit
 from erasure_lightning.edits.stack import applied_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import ESD, METHODS, UCE
@@ -330,6 +331,23 @@ def test_mistakes_are_named(arguments, message):
     defaults = {"pipeline": pipeline_of(), "concepts": "cat", "progress_bar": False}
     with pytest.raises(ErasureError, match=message):
         erase(**defaults | arguments)
+
+
+def test_the_edits_beneath_are_removed_again_where_the_new_one_cannot_be_applied(monkeypatch):
+    pipeline = pipeline_of()
+    base = erase(pipeline, "cat", "UCE", anchor="dog", progress_bar=False)
+    base.remove()
+    apply = Edit.apply
+
+    def apply_base(edit, pipeline):
+        if edit is not base:
+            raise ErasureError("no change")
+        return apply(edit, pipeline)
+
+    monkeypatch.setattr(Edit, "apply", apply_base)
+    with pytest.raises(ErasureError, match="no change"):
+        erase(pipeline, "star", "UCE", anchor="dog", base_edit=base, progress_bar=False)
+    assert not applied_edits(pipeline.unet)
 
 
 def test_mistakes_of_measuring_attacking_and_fitting_are_named(tmp_path):

@@ -83,6 +83,11 @@ def error(attack, capsys):
     return message
 
 
+def test_a_broken_config_of_the_run_is_named(run, error):
+    (run / "config.yaml").write_text("model: [")
+    assert error("--attack", "SoftEmbedding").startswith(f"{run / 'config.yaml'}")
+
+
 def test_it_writes_what_it_found_into_the_run(attack, run, capsys):
     assert attack("--attack", "softembedding", "--attack.steps", "1", "--attack.examples", "1") == 0
     folder = run / "attacks" / "softembedding"
