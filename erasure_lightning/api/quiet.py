@@ -12,6 +12,7 @@ _MESSAGES = (
     r".*resuming from a checkpoint that ended before the epoch.*",
     r".*`weights_only` was not set.*",
     r".*torchvision.*",
+    r".*`gradient_checkpointing_enable` is deprecated.*",  # older transformers has no other
     r".*Total length of `list` across ranks is zero.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*isinstance\(treespec, LeafSpec\).*",

@@ -134,13 +134,8 @@ def _locate_folder(name: str) -> PipelineSource:
         return PipelineSource(name, path)
     if path.name == _INDEX and path.is_file():
         return PipelineSource(name, path.parent)
-    if path.suffix in _REFUSED and path.is_file():
-        raise ErasureError(
-            f"The backbone {name!r} needs weights as safetensors; found {_REFUSED[path.suffix]}."
-            " Convert it once where you trust it:"
-            f" StableDiffusionPipeline.from_single_file({name!r}).save_pretrained(folder), and name"
-            " that folder."
-        )
+    for file in (name, name.partition("@")[0]):
+        _refuse_format(name, file)
     repository, _, revision = name.partition("@")
     if path.exists() or path.suffix in (_CHECKPOINT, *_REFUSED) or not is_hub_id(repository):
         kind = "no installed world, no folder, and no Hub id (owner/model)"
@@ -149,6 +144,22 @@ def _locate_folder(name: str) -> PipelineSource:
         raise ErasureError(f"The backbone {name!r} was not found: it is {kind}.{hint}")
     source = PipelineSource(name, Path(), repository=repository, revision=revision or None)
     return replace(source, root=download_files(source, [_INDEX]))
+
+
+def _refuse_format(name: str, file: str) -> None:
+    """Raise if a file is a checkpoint that is never read.
+
+    Raises:
+        ErasureError: With the command that converts it.
+    """
+    path = Path(os.path.expanduser(file))
+    if path.suffix in _REFUSED and path.is_file():
+        raise ErasureError(
+            f"The backbone {name!r} needs weights as safetensors; found {_REFUSED[path.suffix]}."
+            " Convert it once where you trust it:"
+            f" StableDiffusionPipeline.from_single_file({file!r}).save_pretrained(folder), and name"
+            " that folder."
+        )
 
 
 def is_hub_id(name: str) -> bool:

@@ -108,7 +108,7 @@ class Concept:
             )
         if not cleaned(self.name):
             raise ErasureError(
-                "A concept needs a name: the words that call it in a prompt. Found an empty one."
+                "A concept needs a name: the words for it in a prompt. Found an empty one."
             )
         if naming([self.name])(self.anchor):
             raise ErasureError(

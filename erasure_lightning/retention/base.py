@@ -194,17 +194,22 @@ def _named_with_arguments(value: Any) -> str:
     return f"{type(value).__name__}{plain or ''}"
 
 
-def require_prompts(owner: str, prompts: Collection[Any] | None) -> None:
-    """Raise for an empty list of prompts; without a list, the default is retained.
+def require_prompts(owner: str, prompts: Any) -> None:
+    """Raise for an empty list of prompts, or none of text; without a list, the default is retained.
 
     Args:
         owner: What needs prompts, for the message.
         prompts: The prompts, or groups of them.
 
     Raises:
-        ErasureError: If there are none in the list.
+        ErasureError: If there are none in the list, or something else than text is.
     """
-    if prompts is not None and not prompts:
+    if prompts is None:
+        return
+    texts = prompts if isinstance(prompts, Collection) else [prompts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ErasureError(f"{owner} needs prompts as a list of texts; found {prompts!r}.")
+    if not prompts:
         raise ErasureError(
             f"{owner} needs at least one prompt; found an empty list. Leave prompts out for its"
             " default."

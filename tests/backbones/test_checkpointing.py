@@ -1,10 +1,17 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from erasure_lightning.backbones.checkpointing import run_checkpointed, snapshot
+from erasure_lightning.api.quiet import quiet
+from erasure_lightning.backbones.checkpointing import (
+    checkpoint_blocks,
+    run_checkpointed,
+    snapshot,
+)
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.registry import METHOD, find_offer, load_offer
@@ -31,6 +38,14 @@ def build(name, **arguments):
     return load_offer(find_offer(METHOD, name))(
         concepts=CONCEPTS, backbone=TinyBackbone(), seed=1, **METHODS[name], **arguments
     )
+
+
+def test_a_deprecation_in_transformers_is_not_shown():
+    model = TinyBackbone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with quiet():
+            checkpoint_blocks(model.denoiser, model.text_encoders)
 
 
 def kept_bytes(work):

@@ -249,5 +249,6 @@ def test_no_such_file(folder):
 )
 def test_other_formats(file, ending, found):
     other = file.rename(file.with_suffix(f".{ending}"))
-    with pytest.raises(ErasureError, match=f"found {found}.*Convert it once .*save_pretrained"):
-        load_backbone(str(other))
+    for name in (str(other), f"{other}@./folder"):
+        with pytest.raises(ErasureError, match=f"found {found}.*Convert it once .*save_pretrained"):
+            load_backbone(name)

@@ -218,7 +218,7 @@ def test_a_package_announces_its_method(folder):
 
 
 @SHAPES
-def test_an_installed_package_is_run_by_the_name_of_its_config(folder, shape, monkeypatch):
+def test_an_installed_package_is_run_by_the_name_of_its_config(folder, shape, monkeypatch, capsys):
     pytest.importorskip("erasure_lightning_emoji_world")
     run("MyMethod", "--plugin", *shape)
     root = folder / "erasure-my-method"
@@ -235,7 +235,9 @@ def test_an_installed_package_is_run_by_the_name_of_its_config(folder, shape, mo
         "--trainer.enable_progress_bar",
         "false",
     ]
+    capsys.readouterr()
     assert main(["fit", "--config", "my-method", *quick]) == 0
+    assert "fast_dev_run writes and measures nothing" in capsys.readouterr().out
 
 
 def test_a_package_is_not_written_over_another(capsys, folder):

@@ -504,6 +504,12 @@ def test_an_empty_list_is_no_default():
         LocalNoisePreservation(prompts=[])
 
 
+@pytest.mark.parametrize("prompts", [3, ["a cat", 3]])
+def test_prompts_that_are_no_texts_are_refused(prompts):
+    with pytest.raises(ErasureError, match="needs prompts as a list of texts; found"):
+        LocalNoisePreservation(prompts=prompts)
+
+
 @pytest.mark.parametrize(
     "callback",
     [
