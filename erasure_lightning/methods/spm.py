@@ -32,6 +32,7 @@ steps, and transport is ``rescaled``, which is ours.
 Cost of a sentence: ``1 + anchors`` forwards and backwards, ``anchors`` forwards of the original.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -107,7 +108,8 @@ class SPM(AdapterErasure):
         self.transport = transport
         #: Each stacked factor, with the rows in its memory that the optimizer has in its place.
         self._rows: list[tuple[nn.Parameter, list[nn.Parameter]]] = []
-        #: Concepts of the sentences since the last step.
+        #: Concepts of the last batch's sentences, and of all since the last step.
+        self._drawn: Sequence[int] = []
         self._present: set[int] = set()
 
     def plan(self) -> AdapterPlan:
@@ -170,6 +172,13 @@ class SPM(AdapterErasure):
             group["params"] = [row for of_factor in rows for row in of_factor]
         return configured
 
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Clears the gradients of rows, and of the stacked factors."""
+        super().optimizer_zero_grad(*args, **kwargs)
+        for factor, _ in self._rows:
+            factor.grad = None
+        self._present = set()
+
     def on_after_backward(self) -> None:
         """Gives the rows of a step's concepts their gradients; others have none.
 
@@ -179,18 +188,11 @@ class SPM(AdapterErasure):
         if not self._rows:
             return
         everywhere = range(len(self.concepts))
-        present = set(everywhere if self.retention else all_gather_items(sorted(self._present)))
+        self._present.update(everywhere if self.retention else all_gather_items(self._drawn))
         for factor, rows in self._rows:
             for number, row in enumerate(rows):
-                has_gradient = number in present and factor.grad is not None
+                has_gradient = number in self._present and factor.grad is not None
                 row.grad = cast(Tensor, factor.grad)[number] if has_gradient else None
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Takes the step, and clears the gradients of stacked factors, which no optimizer has."""
-        super().optimizer_step(*args, **kwargs)
-        for factor, _ in self._rows:
-            factor.grad = None
-        self._present.clear()
 
     def _sentences(self, words: str) -> list[Phrase]:
         templates = self.prompts.with_things(self.templates)
@@ -209,7 +211,7 @@ class SPM(AdapterErasure):
         Concept and latent anchors are predicted in one forward, with the adapters of each
         sentence's concept alone.
         """
-        self._present.update(batch.indices)
+        self._drawn = batch.indices
         teacher = batch.teacher
         target = teacher.anchor - self.eta * (teacher.concept - teacher.anchor)
         count = len(batch)
