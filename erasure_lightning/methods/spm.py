@@ -21,15 +21,18 @@ ones come from the student's rollout of the concept (30 steps, guidance 3), as o
 ``student: true`` and a ``refresh`` of the bank; a student is rolled out with its membrane. On
 the original's rollouts, the choice of our config, its predictions are cached.
 
-Each concept trains its own adapters, alone and fully open, as if in a run of its own; all are
-stacked in one tensor a layer, and share a run's steps. Official, and the defaults: AdamW at 1e-4
-for SD 1.4, ``lambda`` 1000, 4 anchors at batch 1, 500 steps of warm-up and three cosines (here one)
-in 3000 steps, transport by the cosine as it is. On the emoji world anchors weigh a hundredth, in 60
+Each concept trains its own adapters, alone and fully open, as if in a run of its own: the optimizer
+leaves them as they are in steps without its sentences. All are stacked in one tensor a layer, and
+share a run's schedule. Official, and the defaults: AdamW at 1e-4 for SD 1.4, ``lambda`` 1000, 4
+anchors at batch 1, 500 steps of warm-up and three cosines (here one) in 3000 steps, transport by
+the cosine as it is. Its latents are of random sides from 256 to 448 pixels (``dynamic_resolution``
+in its configs); ours have the model's size. On the emoji world anchors weigh a hundredth, in 60
 steps, and transport is ``rescaled``, which is ours.
 
 Cost of a sentence: ``1 + anchors`` forwards and backwards, ``anchors`` forwards of the original.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -42,6 +45,7 @@ from erasure_lightning.adapters.semi_permeable import Membrane
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import Phrase, fill_template, require_templates
+from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.training.adapter_methods import AdapterErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
 from erasure_lightning.training.optimizers import OptimizerName, Schedule
@@ -102,6 +106,11 @@ class SPM(AdapterErasure):
         self.anchor_weight = anchor_weight
         self.templates = templates or [*_SENTENCES]
         self.transport = transport
+        #: Each stacked factor, with the rows in its memory that the optimizer has in its place.
+        self._rows: list[tuple[nn.Parameter, list[nn.Parameter]]] = []
+        #: Concepts of the last batch's sentences, and of all since the last step.
+        self._drawn: Sequence[int] = []
+        self._present: set[int] = set()
 
     def plan(self) -> AdapterPlan:
         """One adapter for each layer of the transformers, and a membrane of all concepts."""
@@ -146,6 +155,45 @@ class SPM(AdapterErasure):
             same_sentence = similarities.diagonal(dim1=2, dim2=4)
             self.membrane.unrelated.copy_(same_sentence.quantile(0.95, dim=1))
 
+    def configure_optimizers(self) -> Any:
+        """The optimizer, which has of several concepts each one's rows as parameters of their own.
+
+        With stacked factors Adam moves and decays the rows of concepts that a step has no sentence
+        of; of ``n`` concepts, one a step, each moves about the root of ``n`` times too far.
+        """
+        configured = super().configure_optimizers()
+        self._rows = []
+        if len(self.concepts) == 1:
+            return configured
+        for group in configured["optimizer"].param_groups:
+            stacked = group["params"]
+            rows = [[nn.Parameter(row) for row in factor.detach()] for factor in stacked]
+            self._rows += zip(stacked, rows, strict=True)
+            group["params"] = [row for of_factor in rows for row in of_factor]
+        return configured
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Clears the gradients of rows, and of the stacked factors."""
+        super().optimizer_zero_grad(*args, **kwargs)
+        for factor, _ in self._rows:
+            factor.grad = None
+        self._present = set()
+
+    def on_after_backward(self) -> None:
+        """Gives the rows of a step's concepts their gradients; others have none.
+
+        Retention terms have gradients to all of them.
+        """
+        super().on_after_backward()
+        if not self._rows:
+            return
+        everywhere = range(len(self.concepts))
+        self._present.update(everywhere if self.retention else all_gather_items(self._drawn))
+        for factor, rows in self._rows:
+            for number, row in enumerate(rows):
+                has_gradient = number in self._present and factor.grad is not None
+                row.grad = cast(Tensor, factor.grad)[number] if has_gradient else None
+
     def _sentences(self, words: str) -> list[Phrase]:
         templates = self.prompts.with_things(self.templates)
         return [fill_template(template, words) for template in templates]
@@ -163,6 +211,7 @@ class SPM(AdapterErasure):
         Concept and latent anchors are predicted in one forward, with the adapters of each
         sentence's concept alone.
         """
+        self._drawn = batch.indices
         teacher = batch.teacher
         target = teacher.anchor - self.eta * (teacher.concept - teacher.anchor)
         count = len(batch)

@@ -45,10 +45,10 @@ class GradientErasure(ErasureModule):
 
     Defaults of a method are those of its paper or official code for Stable Diffusion 1.x, or of its
     nearest relative with code; numbers for the embedded worlds are in their configs. All methods
-    here differ from most official code in three ways: prompts are drawn from ten templates (there
-    the bare words: ``--data.templates '["{}"]'``), times are the steps of a sampler (there all
-    1000, or 50), and ``max_steps`` counts the steps of all concepts together
-    (``--data.steps_per_concept`` those of each).
+    here differ from most official code in two ways: prompts are drawn from ten templates (there the
+    bare words: ``--data.templates '["{}"]'``), times are the steps of a sampler (there all 1000, or
+    50). ``max_steps`` counts the steps of all concepts, as code that draws a concept a step does;
+    ``--data.steps_per_concept`` those of each, as code that trains them apart (MACE, SPM) does.
 
     Args:
         lr: Highest learning rate, at least 0.

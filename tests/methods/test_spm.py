@@ -5,6 +5,7 @@ transport buys.
 import pytest
 import torch
 from contracts import VARIANT
+from lightning import Callback, Trainer
 from noisy import noisy
 from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
@@ -13,8 +14,10 @@ from torch import nn
 from erasure_lightning.backbones.tiny import TinyBackbone, TinySD3
 from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.concepts.concept import Concept, PromptBatch
+from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.spm import SPM
+from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -133,6 +136,44 @@ def test_a_step_trains_the_adapters_of_its_concept_alone():
     for parameter in module.trainable().values():
         assert not parameter.grad[0].any()
         assert parameter.grad[1].any()
+
+
+class Moves(Callback):
+    """Whose rows each step has changed, of the down-factors."""
+
+    def __init__(self):
+        self.of_steps = []
+
+    def rows(self, module):
+        return [p.detach().clone() for n, p in module.trainable().items() if n.endswith("down")]
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        self.before = self.rows(pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        pairs = zip(self.before, self.rows(pl_module), strict=True)
+        changed = torch.stack([(a != b).flatten(1).any(dim=1) for a, b in pairs]).any(dim=0)
+        self.of_steps.append(changed.tolist())
+
+
+def steps_with_one_sentence(steps, *callbacks):
+    """Whose adapters each step of a fit has moved, whose batches are single sentences."""
+    module, moves = spm(anchors=0, warmup=0, optimizer="adamw"), Moves()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet |= {"enable_model_summary": False, "limit_val_batches": 0}
+    trainer = Trainer(max_steps=steps, accelerator="cpu", callbacks=[moves, *callbacks], **quiet)
+    trainer.fit(module, PromptData(batch_size=1))
+    return moves.of_steps
+
+
+def test_a_step_moves_the_adapters_of_its_own_concepts_alone():
+    steps = steps_with_one_sentence(4)
+    assert sorted(steps) == [[False, True]] * 2 + [[True, False]] * 2
+
+
+def test_retained_prompts_train_the_adapters_of_all_concepts():
+    retention = LocalNoisePreservation(prompts=["a cat", "a star"])
+    assert steps_with_one_sentence(2, retention) == [[True, True]] * 2
 
 
 @pytest.mark.parametrize("transport", ["rescaled", "cosine", "none"])
