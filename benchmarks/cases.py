@@ -331,7 +331,7 @@ CASES: dict[str, tuple[str, str, str, Callable[[], str]]] = {
     "8a": (
         "rohitgandikota/erasing data/",
         "a prompt with commas, without quotes",
-        "drawn as its first part",
+        "generated as its first part",
         lambda: predict("unquoted", "seed,prompt\n1,a cat, in a hat\n"),
     ),
     "8b": (
@@ -391,7 +391,7 @@ CASES: dict[str, tuple[str, str, str, Callable[[], str]]] = {
     "14b": (
         "huggingface/diffusers#612",
         "a guidance of nan in a CSV",
-        "drawn unguided, exit 0",
+        "generated unguided, exit 0",
         lambda: predict("guidance", "prompt,seed,guidance\na cat,1,nan\n"),
     ),
     "14c": (

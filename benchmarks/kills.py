@@ -128,7 +128,7 @@ def run_and_kill(argv: list[str], log: Path, after: float, lots: random.Random) 
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         return True, f"{len(left)} processes still there {LIMIT:.0f} s after rank {rank} was killed"
-    done = ("Draw prompts", "Measured;")  # the command had finished
+    done = ("Generate images of", "Measured;")  # the command had finished
     ends = ("gone", "ended while it started", "never been heard of", *done)
     if len(pids) > 1 and not any(end in log.read_text() for end in ends):
         return True, f"no message names rank {rank}: {log.read_text()[-300:]}"

@@ -71,4 +71,4 @@ class PlainPrompt(ConceptAttack):
 
     def find(self, target, case):
         conditioning = target.edited.encode([case.prompt])
-        return AttackResult(target.draw(conditioning, case.seeds), prompt=case.prompt)
+        return AttackResult(target.generate(conditioning, case.seeds), prompt=case.prompt)

@@ -19,7 +19,7 @@ CAT = [Concept("cat", "dog", domain=["bird"])]
 
 def plain_images(target, case):
     """Images of the edited model for the case's own sentence."""
-    return target.draw(target.edited.encode([case.prompt]), case.seeds)
+    return target.generate(target.edited.encode([case.prompt]), case.seeds)
 
 
 def check_untrained(attack, **arguments):

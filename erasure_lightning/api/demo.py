@@ -1,4 +1,4 @@
-"""A local page that draws a prompt with the original model beside the edited one."""
+"""A local page with images of the original model beside the edited one's."""
 
 import html
 import os
@@ -39,7 +39,7 @@ _PROMPTS = {"thing": "a {}", "style": "{}", "person": "a photo of {}", "action":
 _HEADINGS = {
     "erased": "Erased:",
     "described": "Without its name:",
-    "anchors": "Drawn in its place:",
+    "anchors": "Generated in its place:",
 }
 
 #: Below this side, images are enlarged without smoothing.
@@ -66,7 +66,7 @@ class WordButton(NamedTuple):
 
 
 class SideBySide:
-    """A model and its edit, drawn from equal noise; the edit's strength changes from call to call.
+    """Images of a model and of its edit from equal noise; each call sets the edit's strength.
 
     There is a single copy of the model; at strength 0 it is the one without the edit, to the bit.
 
@@ -88,7 +88,7 @@ class SideBySide:
         ...     edit = erase(TinyBackbone().to_pipeline(), "cat", method="UCE", progress_bar=False)
         ...     file = edit.save(f"{folder}/edit.safetensors")
         ...     both = SideBySide(file, steps=2, backbone=f"{folder}/model")
-        ...     both.draw("a cat", seed=0, strength=0.0) == both.draw("a cat", seed=0, strength=1.0)
+        ...     both.generate("a cat", 0, strength=0.0) == both.generate("a cat", 0, strength=1.0)
         False
     """
 
@@ -115,9 +115,9 @@ class SideBySide:
         self.steps = steps or own_steps
         self.backbone.sampler(self.steps)  # refuses more steps than the model has times
         self._lock = Lock()
-        self.draw = lru_cache(256)(self._draw)
+        self.generate = lru_cache(256)(self._generate)
 
-    def _draw(self, prompt: str, seed: int, strength: float) -> Image:
+    def _generate(self, prompt: str, seed: int, strength: float) -> Image:
         """The image of a prompt and a seed at a strength of the edit."""
         require_seed("A demo", seed)
         with self._lock, torch.inference_mode():
@@ -227,7 +227,7 @@ def _page(gradio: Any, both: SideBySide) -> Any:
             elem_classes="heading",
             padding=False,
         )
-        prompt = gradio.Textbox(first, label="Prompt", submit_btn="Draw", elem_id="prompt")
+        prompt = gradio.Textbox(first, label="Prompt", submit_btn="Generate", elem_id="prompt")
         chosen = []
         for heading, several in buttons.items():
             with gradio.Row(elem_classes="row-of-words"):
@@ -246,7 +246,7 @@ def _page(gradio: Any, both: SideBySide) -> Any:
 
 
 def _image(gradio: Any, both: SideBySide, name: str, title: str) -> Any:
-    side = both.draw("", 0, 0.0).width
+    side = both.generate("", 0, 0.0).width
     with gradio.Column(min_width=120):
         gradio.HTML(f'<p class="caption">{html.escape(title)}</p>', padding=False)
         return gradio.Image(
@@ -260,7 +260,7 @@ def _image(gradio: Any, both: SideBySide, name: str, title: str) -> Any:
             buttons=[],
             min_width=120,
             elem_id=name,
-            elem_classes=["drawn", *(["pixels"] if side <= _SMALL else [])],
+            elem_classes=["generated", *(["pixels"] if side <= _SMALL else [])],
         )
 
 
@@ -272,20 +272,20 @@ def _connect(
     images: Sequence[Any],
     chosen: Sequence[tuple[Any, str]],
 ) -> None:
-    """Draw when the page opens, and at each change that is complete."""
+    """Generate when the page opens, and at each change that is complete."""
     prompt, seed, strength = inputs
 
-    def draw(prompt: str, seed: int | None, strength: float) -> tuple[Image, Image]:
+    def generate(prompt: str, seed: int | None, strength: float) -> tuple[Image, Image]:
         try:
-            drawn = partial(both.draw, prompt, int(seed or 0))
-            return drawn(0.0), drawn(float(strength))
+            generated = partial(both.generate, prompt, int(seed or 0))
+            return generated(0.0), generated(float(strength))
         except ErasureError as error:
             raise gradio.Error(str(error), print_exception=False) from error
 
     settings = {"api_visibility": "private", "show_progress": "minimal"}
-    drawing = {"fn": draw, "inputs": inputs, "outputs": images, **settings}
+    generating = {"fn": generate, "inputs": inputs, "outputs": images, **settings}
     triggers = [page.load, prompt.submit, seed.submit, seed.blur, strength.release]
-    gradio.on(triggers, concurrency_limit=1, **drawing)
+    gradio.on(triggers, concurrency_limit=1, **generating)
     for button, text in chosen:
         setting = button.click(partial(str, text), outputs=prompt, queue=False, **settings)
-        setting.then(**drawing)
+        setting.then(**generating)

@@ -50,9 +50,9 @@ def erase(
 ) -> Edit:
     """Erase concepts from a pipeline, in place.
 
-    The pipeline draws as before until the edit is finished; an error or an interruption leaves it
-    unchanged. A pipeline that holds edits is edited further: the new edit is based on those, and
-    lists them in its metadata.
+    The pipeline generates as before until the edit is finished; an error or an interruption leaves
+    it unchanged. A pipeline that holds edits is edited further: the new edit is based on those,
+    and lists them in its metadata.
 
     Args:
         pipeline: A diffusers pipeline of a known family (docs/families.md lists them).
@@ -60,9 +60,9 @@ def erase(
             (``.csv``, ``.yaml``, ``.json``, ``.txt``).
         method: Name of a method, built in or from a plugin, or its class; of several, each is
             trained from the same model, and the edit is the sum, as of `compose`.
-        anchor: What is drawn in place of concepts that are text; empty for the empty prompt.
+        anchor: What is generated in place of concepts that are text; empty for the empty prompt.
         kind: Kind of such concepts: a ``thing``, a ``style``, a ``person`` or an ``action``.
-        retain: Prompts that must be drawn as before, or the name of a shipped list (``artists``);
+        retain: Prompts whose images must be as before, or the name of a shipped list (``artists``);
             they are passed to the retention callbacks.
         retention: Retention callbacks; by default the method's own, and `LocalNoisePreservation`
             where there are none and ``retain`` is given.

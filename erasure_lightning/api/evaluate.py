@@ -51,7 +51,7 @@ def evaluate(
         pipeline: The diffusers pipeline that the edit was made on, with the edit or without it.
         scorer: Folder or Hub id of a CLIP or SigLIP that classifies the images; the world's own
             by default. Where there is neither, only pixels are compared.
-        accelerator: What Lightning draws on, such as ``cpu`` or ``cuda``.
+        accelerator: What Lightning runs on, such as ``cpu`` or ``cuda``.
         progress_bar: Whether progress and the table of figures are shown.
         data: Arguments of `PromptData` that are of images: ``seeds``, ``others``, ``neighbours``,
             ``steps``, ``guidance``, ``image_size``, ``image_batch_size`` and ``originals``.
@@ -73,8 +73,8 @@ def evaluate(
     """
     if "prompts" in data:
         raise ErasureError(
-            "evaluate draws the prompts of its own plan; found prompts. Draw a file of prompts"
-            " with `erasure predict --data.prompts FILE` and score the images with `erasure score`."
+            "evaluate generates images of its own prompts; found prompts. Generate those of a file"
+            " with `erasure predict --data.prompts FILE` and score them with `erasure score`."
         )
     images = _images(data)
     measure = Measure(scorer, show=progress_bar)
@@ -109,7 +109,7 @@ def _images(data: dict[str, Any]) -> PromptData:
     if of_training := [name for name in _OF_TRAINING if name in data]:
         raise ErasureError(
             f"evaluate needs arguments of images; found {of_training[0]}, which is of training."
-            " Leave it out; image_batch_size is the number of images drawn in a batch."
+            " Leave it out; image_batch_size is the number of images generated in a batch."
         )
     with constructing(PromptData, evaluate):
         return PromptData(**data)

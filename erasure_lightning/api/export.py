@@ -43,8 +43,8 @@ def export_edit(
         dtype: Precision of differences: ``float32``, ``float16`` or ``bfloat16``.
         layout: Layout of ``component``: ``diffusers``, or ``original`` for a file of each
             component with the names of the model's authors.
-        images: Images of the first concept, drawn with the edit and with its low-rank factors, for
-            the ``image_error`` of what is returned.
+        images: Images of the first concept, generated with the edit and with its low-rank factors,
+            for the ``image_error`` of what is returned.
 
     Returns:
         What was written, and what a low-rank format loses.

@@ -21,7 +21,7 @@ _BATCH_SIZE = 16
 
 
 class FolderImage(NamedTuple):
-    """One image, or the pair of them that ``predict`` draws.
+    """One image, or the pair of them that ``predict`` generates.
 
     Args:
         prompt: Its prompt; empty where it is unknown.
@@ -48,8 +48,8 @@ def read_image_folder(folder: Path) -> list[FolderImage]:
     if (folder / SAMPLES_FILE).is_file():
         raise ErasureError(
             "erasure score needs images of one model, or the pairs that predict writes; found a"
-            f" run's samples, before and after the edit, in {folder}. Draw more of them: erasure"
-            f" predict --ckpt_path {shell_word(folder.parent)} --data.prompts FILE."
+            f" run's samples, before and after the edit, in {folder}. Generate more of them:"
+            f" erasure predict --ckpt_path {shell_word(folder.parent)} --data.prompts FILE."
         )
     if (folder / MANIFEST_FILE).is_file():
         with (folder / MANIFEST_FILE).open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Purification of images: inverted with the original model, drawn again with the edited one."""
+"""Purification of images: inverted with the original model, generated again with the edited one."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,9 +77,9 @@ def purify_files(
     guidance: float = 1.0,
     backbone: str | None = None,
 ) -> PurifiedFiles:
-    """Draw image files again with an edited model, from the noise that DDIM inversion finds.
+    """Generate image files again with an edited model, from the noise that DDIM inversion finds.
 
-    An image is written as soon as it is drawn, so that a killed run loses no finished image.
+    An image is written as soon as it is generated, so that a killed run loses no finished image.
 
     Args:
         checkpoint: A run's folder, its ``edit.safetensors`` or a ``.ckpt``.
@@ -88,7 +88,7 @@ def purify_files(
         prompt: Text that describes the images; the edit acts on the concepts in it.
         run_dir: A new or empty folder to write into; ``RUN/purify`` by default.
         steps: Steps of either direction, at least 1; the world's by default, else `DEFAULT_STEPS`.
-        guidance: Scale of classifier-free guidance in drawing, at least 0; 1 changes least.
+        guidance: Scale of classifier-free guidance, at least 0; 1 changes least.
         backbone: Where the base model is now; by default as the edit names it.
 
     Raises:

@@ -73,7 +73,7 @@ class BenignFineTune(FineTuningAttack):
                 model = fine_tuning.advance(budget)
             for curve, case in zip(curves, cases, strict=True):
                 prompt = model.encode([case.prompt])
-                curve[budget] = target.draw(prompt, case.seeds, model=model)
+                curve[budget] = target.generate(prompt, case.seeds, model=model)
         return [AttackResult(curve[self.steps], curve=curve) for curve in curves]
 
     def _fine_tuning(self, target: AttackTarget) -> FineTuning:

@@ -6,7 +6,7 @@ model generates without a prompt, a classifier ``p(concept | x_t)`` selects the 
     ``eps' = eps_theta(x_t, t) - scale s_t grad_x log p(concept | x_t)``
 
 (Dhariwal and Nichol, arXiv 2105.05233), at several scales; the image of the highest margin counts.
-A model that has lost the concept draws no image of it to select.
+A model that has lost the concept generates no image of it to select.
 
 Verified in code (kevinlu4588/WhenAreConceptsErased@9a03e07, ``classifier_guidance/``,
 ``src/probes/standard_prompt_probe.py``): scales 25, 32, ... 193, 50 steps, the best image by a
@@ -21,7 +21,7 @@ process of every family serves; no gradient where latents are pure noise, withou
 The scorer that judges success is not the classifier that guides, since its own gradient would
 deceive it. Strong guidance may deceive it too, and of many scales one succeeds more often by
 chance, so compare the controls (`Probe`): the shuffled denoiser shows what the gradient alone
-draws, ``no classifier`` what appears without it. Look at the shuffled
+generates, ``no classifier`` what appears without it. Look at the shuffled
 denoiser's images too: on the emoji world, from scale 50 on, they are blurred cigarettes that the
 scorer does not recognise.
 
@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.attacks.base import check_at_least, check_each_at_least
-from erasure_lightning.attacks.probe import Attempts, Probe, best_tries, draw_by_ddim
+from erasure_lightning.attacks.probe import Attempts, Probe, best_tries, generate_by_ddim
 from erasure_lightning.attacks.retained_prompts import draw_retained_prompts
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
@@ -87,7 +87,7 @@ class ClassifierGuidance(Probe):
             tries = []
             for scale in scales:
                 change = guide(classifier, scale)
-                latents = draw_by_ddim(target, model, None, noise[rows], times, change)
+                latents = generate_by_ddim(target, model, None, noise[rows], times, change)
                 tries.append(model.decode(latents))
             return best_tries(target, case, tries)
 

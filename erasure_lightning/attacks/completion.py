@@ -23,7 +23,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from erasure_lightning.attacks.probe import Attempt, Attempts, Probe, draw_by_ddim
+from erasure_lightning.attacks.probe import Attempt, Attempts, Probe, generate_by_ddim
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
@@ -54,22 +54,22 @@ class Completion(Probe):
         handover = min(round(self.share * (len(times) - 1)), len(times) - 2)
         noise = target.edited.noise(case.seeds, target.settings.image_size)
 
-        def draw(model: Backbone, prompt: str | None, x: Tensor, times: Tensor) -> Tensor:
-            return draw_by_ddim(target, model, prompt, x, times)
+        def generate(model: Backbone, prompt: str | None, x: Tensor, times: Tensor) -> Tensor:
+            return generate_by_ddim(target, model, prompt, x, times)
 
         begun = torch.cat(
             [
-                draw(target.original, case.prompt, noise[rows], times[: handover + 1])
+                generate(target.original, case.prompt, noise[rows], times[: handover + 1])
                 for rows in target.batches(len(noise))
             ]
         )
 
         def finish(prompt: str | None, model: Backbone, rows: slice) -> Tensor:
-            return model.decode(draw(model, prompt, begun[rows], times[handover:]))
+            return model.decode(generate(model, prompt, begun[rows], times[handover:]))
 
         def predict(_: Backbone, rows: slice) -> Tensor:
             ends = times[[handover, -1]]
-            return target.original.decode(draw(target.original, None, begun[rows], ends))
+            return target.original.decode(generate(target.original, None, begun[rows], ends))
 
         baselines: dict[str, Attempt] = {"no prompt": partial(finish, None), "visible": predict}
         return Attempts(partial(finish, case.prompt), baselines)

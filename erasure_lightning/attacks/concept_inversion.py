@@ -71,6 +71,6 @@ class ConceptInversion(ConceptAttack):
             times = model.process.draw_times(len(clean)).to(clean.device)
             conditioning = encode_word(model, [template], word)
             descend(optimizer, target.denoising_loss(conditioning, clean, times))
-        images = target.draw(encode_word(model, [case.template], word), case.seeds)
+        images = target.generate(encode_word(model, [case.template], word), case.seeds)
         tensors = {f"embedding.{i}": row for i, row in enumerate(word)}
         return AttackResult(images, tensors=tensors)

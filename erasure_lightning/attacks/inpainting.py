@@ -28,7 +28,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from erasure_lightning.attacks.probe import Attempts, Probe, draw_by_ddim
+from erasure_lightning.attacks.probe import Attempts, Probe, generate_by_ddim
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.process import NoiseProcess
@@ -53,7 +53,7 @@ class Inpainting(Probe):
         require("Inpainting", above=0, at_most=1, side=side)
 
     def prepare(self, target: AttackTarget, case: AttackCase) -> Attempts:
-        """Draw the images to restore; the baseline restores them without a prompt."""
+        """Generate the images to restore; the baseline restores them without a prompt."""
         known = target.examples(case, len(case.seeds))
         noise = target.edited.noise(case.seeds, target.settings.image_size)
         mask = middle_mask(known, self.side)
@@ -61,7 +61,7 @@ class Inpainting(Probe):
 
         def fill(prompt: str | None, model: Backbone, rows: slice) -> Tensor:
             change = keep_known(model.process, known[rows], mask)
-            filled = draw_by_ddim(target, model, prompt, noise[rows], times, change)
+            filled = generate_by_ddim(target, model, prompt, noise[rows], times, change)
             return model.decode(torch.where(mask, filled, known[rows]))
 
         return Attempts(partial(fill, case.prompt), {"no prompt": partial(fill, None)})

@@ -66,7 +66,7 @@ class Outcome(JsonRecord):
         curve: Success by budget, of attacks with a curve.
         cost: ``seconds``, ``evaluations``, ``backwards``, ``peak_gib`` of the attack, its images
             included.
-        protocol: How images were drawn and judged.
+        protocol: How images were generated and judged.
         axis: What the curve's budgets count.
         controls: Share of images recognised as the concept in control experiments, by name.
     """

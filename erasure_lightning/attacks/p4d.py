@@ -93,7 +93,7 @@ class P4D(ConceptAttack):
             if evaluated[-1][0] > 0:
                 break
         _, best = max(evaluated)
-        return AttackResult(target.draw(target.edited.encode([best]), case.seeds), prompt=best)
+        return AttackResult(target.generate(target.edited.encode([best]), case.seeds), prompt=best)
 
     @staticmethod
     def _loss(

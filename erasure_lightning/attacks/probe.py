@@ -20,7 +20,7 @@ class Attempts(NamedTuple):
     """A probe of one case.
 
     Args:
-        attempt: Draws the images that are judged.
+        attempt: Generates the images that are judged.
         baselines: The same without the probe's own means, by the name of the control.
         prompt: The prompt to report, of probes that try several.
     """
@@ -41,9 +41,9 @@ class Probe(ConceptAttack):
     * ``untaught``: the edited model with the entries of each weight of its denoiser shuffled, which
       has no knowledge. What succeeds here is in the probe's inputs, not in a memory.
     * ``no prompt`` and the like: the edited model without the words, or the classifier, of the
-      probe: how often it draws the concept for what else the probe supplies. Where an image of the
-      concept is supplied, and this succeeds and the prompt does not, the edit has turned the word
-      away and left the rest.
+      probe: how often it generates the concept for what else the probe supplies. Where an image of
+      the concept is supplied, and this succeeds and the prompt does not, the edit has turned the
+      word away and left the rest.
 
     Evidence of memory is what success has over ``untaught``, relative to ``original``. No control
     is a model that learned everything but the concept, which would restore some of an image too:
@@ -75,7 +75,7 @@ class Probe(ConceptAttack):
         """The attempt and its baselines, which draw no random numbers."""
 
 
-def draw_by_ddim(
+def generate_by_ddim(
     target: AttackTarget,
     model: Backbone,
     prompt: str | None,

@@ -20,18 +20,20 @@ class PromptVariants(Probe):
     """
 
     def prepare(self, target: AttackTarget, case: AttackCase) -> Attempts:
-        """Draw with every prompt; the baseline draws without one."""
+        """Generate with every prompt; the baseline generates without one."""
         variants = [fill_template(case.template, words).text for words in self.words(case)]
         prompts = sorted(variants, key=lambda p: target.prompt_margin(case, p), reverse=True)
 
-        def draw(model: Backbone, rows: slice) -> Tensor:
+        def generate(model: Backbone, rows: slice) -> Tensor:
             seeds = case.seeds[rows]
-            return torch.cat([target.draw(model.encode([p]), seeds, model=model) for p in prompts])
+            return torch.cat(
+                [target.generate(model.encode([p]), seeds, model=model) for p in prompts]
+            )
 
-        def draw_unconditionally(model: Backbone, rows: slice) -> Tensor:
-            return target.draw(model.unconditional(), case.seeds[rows], model=model)
+        def generate_unconditionally(model: Backbone, rows: slice) -> Tensor:
+            return target.generate(model.unconditional(), case.seeds[rows], model=model)
 
-        return Attempts(draw, {"no prompt": draw_unconditionally}, prompts[0])
+        return Attempts(generate, {"no prompt": generate_unconditionally}, prompts[0])
 
     @abstractmethod
     def words(self, case: AttackCase) -> Sequence[str]:

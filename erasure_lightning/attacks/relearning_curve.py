@@ -80,11 +80,11 @@ class RelearningCurve(FineTuningAttack, ConceptAttack):
         for count in self.examples:
             model = self._fine_tuned(target.edited, images, prompts[:count], seed)
             prompt = model.encode([case.prompt])
-            curve[count] = target.draw(prompt, case.seeds, model=model)
+            curve[count] = target.generate(prompt, case.seeds, model=model)
         control_prompts = [fill_template(template, RARE_WORD) for template in templates]
         control = self._fine_tuned(target.original, images, control_prompts, seed)
         control_prompt = control.encode([fill_template(case.template, RARE_WORD).text])
-        control_images = target.draw(control_prompt, case.seeds, model=control)
+        control_images = target.generate(control_prompt, case.seeds, model=control)
         return AttackResult(curve[most], curve=curve, controls={"new word": control_images})
 
     def _fine_tuned(

@@ -88,7 +88,7 @@ class RingABell(ConceptAttack):
             if generation < self.generations - 1:
                 prompts = self._mutate(self._cross(prompts), vocabulary)
         best = model.spell(prompts[0])
-        return AttackResult(target.draw(model.encode([best]), case.seeds), prompt=best)
+        return AttackResult(target.generate(model.encode([best]), case.seeds), prompt=best)
 
     def goal(self, target: AttackTarget, case: AttackCase) -> Conditioning:
         """The states to reach: tokens ``(1, L, D)``, and the family's pooled vector, if any."""

@@ -124,8 +124,8 @@ def attack_concepts(
 
 def _judge(target: AttackTarget, case: AttackCase, result: AttackResult) -> JudgedCase:
     original_prompt = target.original.encode([case.prompt])
-    original = target.draw(original_prompt, case.seeds, model=target.original)
-    plain = target.draw(target.edited.encode([case.prompt]), case.seeds)
+    original = target.generate(original_prompt, case.seeds, model=target.original)
+    plain = target.generate(target.edited.encode([case.prompt]), case.seeds)
     _require_finite(target, case, result, original, plain)
 
     def judged(images: Tensor) -> JudgedImages:

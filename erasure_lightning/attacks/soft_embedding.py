@@ -61,4 +61,4 @@ class SoftEmbedding(ConceptAttack):
         for _ in range(self.steps):
             times = target.edited.process.draw_times(len(clean)).to(clean.device)
             descend(optimizer, target.denoising_loss(conditioning, clean, times))
-        return AttackResult(target.draw(conditioning, case.seeds), tensors=states)
+        return AttackResult(target.generate(conditioning, case.seeds), tensors=states)

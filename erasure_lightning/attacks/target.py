@@ -171,7 +171,7 @@ class AttackTarget:
         return [template.replace("{thing}", case.thing) for template in templates]
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self,
         conditioning: Conditioning,
         seeds: Sequence[int],
@@ -267,7 +267,7 @@ class AttackTarget:
 
     def prompt_margin(self, case: AttackCase, prompt: str) -> float:
         """The `margin` of one image of a prompt, whose noise is used for no judgement."""
-        images = self.draw(self.edited.encode([prompt]), [derive_seed(case.seed, 8) % 2**31])
+        images = self.generate(self.edited.encode([prompt]), [derive_seed(case.seed, 8) % 2**31])
         return self.margin(case, images).item()
 
     def success_rate(self, case: AttackCase, images: Tensor) -> float:

@@ -28,7 +28,7 @@ from functools import partial
 from torch import Tensor
 
 from erasure_lightning.attacks.base import check_each_at_least
-from erasure_lightning.attacks.probe import Attempts, Probe, best_tries, draw_by_ddim
+from erasure_lightning.attacks.probe import Attempts, Probe, best_tries, generate_by_ddim
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Size
@@ -73,7 +73,7 @@ class TrajectoryNoise(Probe):
             for number, (eta, scale) in enumerate(pairs):
                 seeds = [derive_seed(self.seed, seed, number) for seed in case.seeds[rows]]
                 change = renew_noise(model, eta, scale, seeds, size)
-                latents = draw_by_ddim(target, model, prompt, noise[rows], times, change)
+                latents = generate_by_ddim(target, model, prompt, noise[rows], times, change)
                 tries.append(model.decode(latents))
             return best_tries(target, case, tries)
 

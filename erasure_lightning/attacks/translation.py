@@ -5,8 +5,8 @@ English word need not reach them. The probe is ours, and no paper fixes its word
 demonstrated concepts are in ``configs/attacks/translation.yaml``.
 
 Its measure is the control ``original``: how many of the same prompts the model before the edit
-understands at all. The emoji world's was trained on English labels: what it draws for *Zigarette*
-comes from the tokens that the words share.
+understands at all. The emoji world's was trained on English labels: what it generates for
+*Zigarette* comes from the tokens that the words share.
 
 Cost for each image: four times the sampling of every word, and one image of each more.
 """

@@ -71,7 +71,7 @@ class UnlearnDiffAtk(ConceptAttack):
     def find(self, target: AttackTarget, case: AttackCase) -> AttackResult:
         """Search, and generate with the first successful prompt, or that of the highest margin."""
         best = self._search_prompt(target, case) if self.times else case.prompt
-        return AttackResult(target.draw(target.edited.encode([best]), case.seeds), prompt=best)
+        return AttackResult(target.generate(target.edited.encode([best]), case.seeds), prompt=best)
 
     def _search_prompt(self, target: AttackTarget, case: AttackCase) -> str:
         slots = PromptSlots(target.edited, f"{{}} {case.prompt}", self.tokens)

@@ -1,4 +1,4 @@
-"""Checks that the original model draws a suite's concepts recognisably, before any edit."""
+"""Checks that the original model generates a suite's concepts recognisably, before any edit."""
 
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ class BaselineCheck(NamedTuple):
 
 
 class BaselineChecker:
-    """Draws entries' prompts with the original model and scores the images.
+    """Generates entries' prompts with the original model and scores the images.
 
     Args:
         backbone: The original model.
@@ -104,7 +104,7 @@ class BaselineChecker:
         self.scorer = Scorer.load(self.world.scorer).to(backbone.device)
 
     def check(self, entry: ConceptEntry) -> BaselineCheck:
-        """Draw an entry's own, domain and neighbours' prompts, and score the images."""
+        """Generate an entry's own, domain and neighbours' prompts, and score the images."""
         groups = ("efficacy", "generality", "neighbours")
         vocabulary = Vocabulary(self.world, entry.erase)
         requests = [

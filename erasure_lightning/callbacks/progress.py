@@ -4,10 +4,10 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class Progress(RichProgressBar):
-    """Lightning's rich progress bar, with the descriptions erasing, measuring and drawing."""
+    """Lightning's rich progress bar, with the descriptions erasing, measuring and generating."""
 
     test_description = validation_description = "measuring"
-    predict_description = "drawing"
+    predict_description = "generating"
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=5)  # at every step it took a sixth of a small run's time

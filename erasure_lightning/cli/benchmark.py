@@ -40,7 +40,7 @@ _SEEDS = 3
 _MODES = {
     "list": "Print the number and the status of each cell.",
     "summary": "Summarize the cells that have finished.",
-    "check": "Measure whether each concept is drawn before any edit.",
+    "check": "Measure whether each concept is generated before any edit.",
 }
 
 
@@ -240,7 +240,7 @@ def _named(subject: str) -> Iterator[None]:
 
 
 def _check(suite: Suite) -> None:
-    """Print whether each concept is drawn before any edit.
+    """Print whether each concept is generated before any edit.
 
     Raises:
         ErasureError: If one is not.
@@ -260,13 +260,13 @@ def _check(suite: Suite) -> None:
         failed += [] if result.holds else [entry.name]
     if failed:
         raise ErasureError(
-            f"{suite.backbone} does not draw well enough what is to be erased or retained:"
+            f"{suite.backbone} does not generate well enough what is to be erased or retained:"
             f" {shortened_names(failed)}."
         )
 
 
 def _sampling_options(suite: Suite) -> dict[str, Any]:
-    """A suite's numbers with which images are drawn.
+    """A suite's numbers with which images are generated.
 
     Raises:
         ErasureError: If one is no number.

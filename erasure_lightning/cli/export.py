@@ -89,7 +89,7 @@ def _parser() -> Arguments:
         energy="Share of each layer's squared change that low-rank factors retain; 0.999 where no"
         " rank is given.",
     )
-    images = "Draw N images with the edit and with its low-rank factors, and compare them."
+    images = "Generate N images with the edit and with its low-rank factors, and compare them."
     parser.add_argument("--images", type=int, default=0, metavar="N", help=images)
     for name, default, text in _CHOICES:
         parser.add_argument(f"--{name}", default=default, help=text)

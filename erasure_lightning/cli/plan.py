@@ -203,7 +203,7 @@ _PHASES = {
     "preparing": "before the first step",
     "sampling": "while latents or images to train on are drawn",
     "step": "in a step",
-    "monitoring": "while RetentionMonitor draws images",
+    "monitoring": "while RetentionMonitor generates images",
     "measuring": "while the edit is measured",
 }
 
@@ -237,7 +237,7 @@ def _work(forecast: FitForecast, devices: int) -> list[str]:
     whole = forecast.steps * sum(steps) // len(steps)
     whole += forecast.sampled + forecast.monitored + forecast.prepared
     drawn = (
-        f" The measurement draws 2 x {forecast.images} images in {forecast.measured}"
+        f" The measurement generates 2 x {forecast.images} images in {forecast.measured}"
         f" evaluations{together}."
     )
     return [
@@ -270,7 +270,7 @@ def _training(forecast: FitForecast) -> Iterator[str]:
     if forecast.sampled:
         yield f"Trajectories or images to train on cost {forecast.sampled} evaluations."
     if forecast.monitored:
-        yield f"RetentionMonitor draws its images in {forecast.monitored} evaluations."
+        yield f"RetentionMonitor generates its images in {forecast.monitored} evaluations."
 
 
 def _steps(forecast: FitForecast) -> Iterator[str]:

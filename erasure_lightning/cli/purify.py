@@ -1,4 +1,4 @@
-"""``erasure purify``: image files, drawn again with an edited model."""
+"""``erasure purify``: image files, generated again with an edited model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ def run_purify(argv: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments(
         "purify",
-        "Invert each image to noise with the original model (DDIM inversion), and draw it from"
+        "Invert each image to noise with the original model (DDIM inversion), and generate it from"
         " there with the edited model, which changes only what the edit affects.",
     )
     parser.add_argument(
@@ -54,7 +54,7 @@ def _parser() -> Arguments:
     parser.add_options(
         int, steps=f"Of either direction; by default the world's, else {DEFAULT_STEPS}."
     )
-    parser.add_options(float, guidance="Guidance of drawing; 1 changes images least.")
+    parser.add_options(float, guidance="Guidance of the generation; 1 changes images least.")
     parser.add_options(Path, run_dir="A new or empty folder; by default RUN/purify.")
     parser.add_backbone()
     parser.set_defaults(guidance=1.0)

@@ -40,7 +40,7 @@ HELP = {
     "fit": "Erase concepts.",
     "validate": "Measure an edit on the smallest plan.",
     "test": "Measure an edit.",
-    "predict": "Draw prompts before and after an edit.",
+    "predict": "Generate images of prompts before and after an edit.",
     "plan": "Forecast the memory and the work of a fit, before it runs.",
 }
 
@@ -249,7 +249,7 @@ class CommandLine(LightningCLI):
         if stopped := resume.time_limit_message(self.trainer, self.run, self.model):
             self._print(stopped)
         self._print(
-            "Draw prompts of your own: erasure predict --ckpt_path"
+            "Generate images of your own prompts: erasure predict --ckpt_path"
             f" {shell_word(self.run.root)} --data.prompts PROMPTS.csv."
         )
 
@@ -265,7 +265,7 @@ class CommandLine(LightningCLI):
             ckpt_path=self.checkpoint,
             return_predictions=False,
         )
-        self._print(f"Drawn; the images are in {self.run.root}{self._grid()}.")
+        self._print(f"Generated; the images are in {self.run.root}{self._grid()}.")
 
     def _grid(self) -> str:
         return f", before and after in {self.run.grid}" if self.run.grid.exists() else ""

@@ -68,13 +68,13 @@ class PromptData(LightningDataModule):
             concepts, or 1,000 steps where those are unbounded.
         templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something retained, in
             those of a style); the concepts' own by default.
-        seeds: Seeds each measured prompt is drawn with, at least 2 so that there is an interval.
-        others: Number of other labels that are drawn, spread over the vocabulary.
+        seeds: Seeds of each measured prompt, at least 2 so that there is an interval.
+        others: Number of other labels that are generated, spread over the vocabulary.
         neighbours: Names of things similar to the concept, which are measured too.
         steps: Sampling steps, at least 1; the world's by default, else 50.
         guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
         image_size: Height and width in pixels, at least 1; the model's own by default.
-        image_batch_size: Images drawn in a batch, at least 1.
+        image_batch_size: Images generated in a batch, at least 1.
         originals: Cache folder of the original model's images, for runs with the same protocol.
         prompts: A CSV for ``predict`` with the columns ``prompt`` and ``seed``, and optionally
             ``guidance``, ``steps``, ``height`` and ``width``, which have precedence; or in the
@@ -136,7 +136,7 @@ class PromptData(LightningDataModule):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What the model draws, and what of it is erased."""
+        """What the model generates, and what of it is erased."""
         return Vocabulary(self._module.backbone.world, self._module.concepts)
 
     def _default(self, mine: Any, name: str, otherwise: Any) -> Any:
@@ -216,7 +216,9 @@ class PromptData(LightningDataModule):
 
     def _loader(self, requests: Sequence[ImageRequest]) -> ImageLoader:
         trainer = cast(Any, self.trainer)
-        warn_of_cut(self._module.backbone, (each.prompt for each in requests), "prompts to draw")
+        warn_of_cut(
+            self._module.backbone, (each.prompt for each in requests), "prompts to generate"
+        )
         ranks = trainer.global_rank, trainer.world_size
         return ImageLoader(requests, self.image_batch_size, self.image_size, *ranks)
 
@@ -225,7 +227,7 @@ class PromptData(LightningDataModule):
         return self._default(self.steps, "steps", 50), self._default(self.guidance, "guidance", 7.5)
 
     def _check_sampling(self) -> None:
-        """Raise before training if the model cannot draw the images by which it is measured."""
+        """Raise before training if the model cannot generate the images by which it is measured."""
         self.vocabulary.require_labels(self.neighbours)
         self._module.backbone.latent_shape(self.image_size)
         self._module.backbone.sampler(self._sampling()[0], self.image_size)

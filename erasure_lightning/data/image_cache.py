@@ -17,7 +17,7 @@ def cached_images(
     folder: str | None,
     model: str,
     batch: ImageBatch,
-    draw: Callable[[], Tensor],
+    generate: Callable[[], Tensor],
     any_rank: Callable[[bool], bool] = lambda missing: missing,
 ) -> Tensor:
     """A batch of images ``(B, 3, H, W)`` from the cache; generated and stored if not there.
@@ -27,19 +27,19 @@ def cached_images(
         model: Fingerprint of the model and of its sampler, and the precision it computes in.
         batch: The requested images. They are cached as a batch, since the last bits of an image
             depend on the rest of its batch.
-        draw: Generates the images.
+        generate: Generates the images.
         any_rank: Whether a flag is set on any rank, for ranks that must generate together
             (`Backbone.any_rank`).
     """
     if folder is None:
-        return draw()
+        return generate()
     requests = [(r.prompt, r.seed, r.steps, r.guidance) for r in batch.requests]
     name = hashlib.sha256(repr((model, batch.size, requests)).encode()).hexdigest()[:32]
     path = Path(folder, f"{name}.safetensors")
     cached = _read(path)
     if not any_rank(cached is None):
         return cast(Tensor, cached)
-    images = draw()
+    images = generate()
     write_atomically(path, save({"images": images.detach().cpu().contiguous()}))
     return images
 

@@ -144,7 +144,7 @@ def measured_prompts(
     """Group, prompt and expected label of every prompt of the measurement.
 
     Args:
-        vocabulary: What the model draws, and what of it is erased.
+        vocabulary: What the model generates, and what of it is erased.
         others: How many of the other labels are measured.
         neighbours: Labels close to the concept.
         earlier: The same model with the concepts of edits beneath, which are measured too.

@@ -15,7 +15,7 @@ _REMEDIES = {
         " rescale_betas_zero_snr: epsilon cannot be drawn from at a signal-to-noise ratio of 0),"
         " and its weights with their source."
     ),
-    "edited": "Erase again with a lower rate or fewer steps, or draw with less guidance.",
+    "edited": "Erase again with a lower rate or fewer steps, or generate with less guidance.",
     "attacked": "Attack with a lower rate or fewer steps.",
 }
 
@@ -43,7 +43,7 @@ def require_finite_images(
     if not all(finite):
         sampling = sampling or backbone.sampler_name
         raise ErasureError(
-            f"The {model} model {backbone.name} draws NaN or infinity for"
+            f"The {model} model {backbone.name} generates NaN or infinity for"
             f" {prompts[finite.index(False)]!r} with {sampling}. {_REMEDIES[model]}"
         )
     return images

@@ -56,7 +56,7 @@ class Export:
         error: Norm of what low-rank factors lose over the norm of the whole change; 0 of the
             others.
         left_out: Changed parameters that the format cannot hold.
-        image_error: Mean absolute difference of images, 0..1, if any were drawn.
+        image_error: Mean absolute difference of images, 0..1, if any were generated.
     """
 
     path: Path

@@ -33,8 +33,8 @@ class ExportRequest:
         dtype: Precision of differences: ``float32``, ``float16`` or ``bfloat16``.
         layout: Layout of ``component``: ``diffusers``, or ``original`` for a file of each
             component with the names of the model's authors.
-        images: Images of the concept that are drawn with the edit and with its low-rank factors,
-            for `Export.image_error`.
+        images: Images of the concept that are generated with the edit and with its low-rank
+            factors, for `Export.image_error`.
 
     Raises:
         ErasureError: If the format, the precision or the layout is unknown, the ending is another

@@ -16,22 +16,22 @@ _STEPS = 20
 def image_error(
     pipeline: Any, changes: Mapping[str, Change], lowered: LowRank, prompt: str, images: int
 ) -> float:
-    """Mean absolute difference of images drawn with low-rank factors from those of the edit.
+    """Mean absolute difference of images generated with low-rank factors from those of the edit.
 
     Args:
         pipeline: The stock pipeline that holds the edit; it is left as it was.
         changes: Parameters before and after the edit, by component and name.
         lowered: The edit's low-rank factors.
-        prompt: What is drawn, in 20 steps, from seeds 0, 1, ...
-        images: How many are drawn with each, at least 1.
+        prompt: What is generated, in 20 steps, from seeds 0, 1, ...
+        images: How many are generated with each, at least 1.
 
     Returns:
         The difference of pixels in 0..1.
     """
     with _without_progress(pipeline):
-        edited = _drawn(pipeline, prompt, images)
+        edited = _generated(pipeline, prompt, images)
         with _low_rank(pipeline, changes, lowered):
-            return float((_drawn(pipeline, prompt, images) - edited).abs().mean())
+            return float((_generated(pipeline, prompt, images) - edited).abs().mean())
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def _without_progress(pipeline: Any) -> Iterator[None]:
         pipeline.set_progress_bar_config(**config)
 
 
-def _drawn(pipeline: Any, prompt: str, images: int) -> torch.Tensor:
+def _generated(pipeline: Any, prompt: str, images: int) -> torch.Tensor:
     """Images ``(images, 3, H, W)`` of a prompt in 0..1, from seeds 0, 1, ..."""
     each = [
         pipeline(

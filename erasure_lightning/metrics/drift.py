@@ -43,8 +43,8 @@ def drifts(
 
     Args:
         inputs: The images.
-        reconstructed: The images as the original draws them again.
-        purified: The images as the edited model draws them again.
+        reconstructed: The images as the original generates them again.
+        purified: The images as the edited model generates them again.
         scorer: Network for the distance of features; None for no such distance.
     """
     reconstruction = psnr(reconstructed, inputs).tolist()

@@ -6,11 +6,11 @@ ERASURE_GROUPS = ("efficacy", "generality", "earlier")
 
 #: The question of each group, in the order of the table.
 GROUP_QUESTIONS = {
-    "efficacy": "named, is the concept still drawn?",
-    "generality": "called by other words, is it drawn?",
-    "earlier": "are concepts of earlier edits drawn?",
-    "neighbours": "are close concepts still drawn?",
-    "specificity": "is everything else still drawn?",
+    "efficacy": "named, is the concept still shown?",
+    "generality": "called by other words, is it shown?",
+    "earlier": "are concepts of earlier edits shown?",
+    "neighbours": "are close concepts still shown?",
+    "specificity": "is everything else still shown?",
 }
 
 #: Metrics of image pairs of the specificity group: the question, and the better direction.

@@ -157,7 +157,7 @@ def shorten_maps(method: SalientErasure, counters: Sequence[DenoiserCounter]) ->
 
 
 class MonitorCounter(Callback):
-    """Draws the images of a `RetentionMonitor`, without its scorer, and counts all measurements.
+    """Generates a `RetentionMonitor`'s images, without its scorer, and counts all measurements.
 
     Args:
         monitor: The callback, in whose place this one is.
@@ -173,17 +173,17 @@ class MonitorCounter(Callback):
         self.peak = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the original's images."""
+        """Generates the original's images."""
         module = cast(ErasureModule, pl_module)
         self.monitor.choose_prompts(module)
-        self._draw(module.original)
+        self._generate(module.original)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Draws the edited model's images, as if each step that is run were measured."""
-        self._draw(cast(ErasureModule, pl_module).backbone)
+        """Generates the edited model's images, as if each step that is run were measured."""
+        self._generate(cast(ErasureModule, pl_module).backbone)
 
     @torch.no_grad()
-    def _draw(self, backbone: Backbone) -> None:
+    def _generate(self, backbone: Backbone) -> None:
         before = [(counter.sampled, counter.sampling_peak) for counter in self.counters]
         for counter in self.counters:
             counter.sampling_peak = 0

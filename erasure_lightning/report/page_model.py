@@ -26,7 +26,7 @@ class PageImage(NamedTuple):
     Args:
         label: Caption of the image.
         description: Its content in words.
-        image: The image; None if it was not drawn.
+        image: The image; None if it was not generated.
         is_original: Whether the original model drew it.
     """
 

@@ -122,7 +122,7 @@ class RetentionMonitor(Callback):
         self._original_features = self._features("original", module.original)
 
     def choose_prompts(self, module: ErasureModule) -> None:
-        """Chooses the prompts, and the guidance at which they are drawn.
+        """Chooses the prompts, and the guidance at which they are generated.
 
         Args:
             module: The method, with its model.

@@ -6,11 +6,11 @@ With ``eps*`` the original, ``s*`` its summary of a prompt, ``p(w)`` a sentence 
     ``domain(c) = { w : median over n of cos( D(w), D(c) ) >= b }``
 
 among the ``K`` of the tokenizer's whole words of nearest ``s*(p(w))``, and as many of a list: a
-word of several tokens is as likely to draw the concept (*bunny* a rabbit, *toadstool* a mushroom).
+word of several tokens is as likely to evoke the concept (*bunny* a rabbit, *toadstool* a mushroom).
 
 Reconstructed: SAGE (arXiv 2506.09363) erases a concept's domain; how words of it are obtained is
-ours. Text states alone do not tell them: on the emoji world *death*, which draws a skull, is 186th
-among the words near *skull*, after *ghost*, which draws a ghost.
+ours. Text states alone do not tell them: on the emoji world *death*, which gives a skull, is 186th
+among the words near *skull*, after *ghost*, which gives a ghost.
 
 Cost: a forward of the text encoder for each word, once, and for each concept ``2 K`` forwards of
 the text encoder and of the denoiser, and three more of both for each word that the first noise does

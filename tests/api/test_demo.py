@@ -43,14 +43,14 @@ def run(tmp_path_factory):
 
 def test_strength_0_is_the_original_and_the_order_of_calls_does_not_matter(run):
     both = SideBySide(run, steps=2)
-    edited = both._draw("a cat", 0, 1.0).tobytes()
-    original = both._draw("a cat", 0, 0.0).tobytes()
+    edited = both._generate("a cat", 0, 1.0).tobytes()
+    original = both._generate("a cat", 0, 0.0).tobytes()
     base = load_backbone(str(run.parent / "base")).eval()
     plain = sample_images(base, ["a cat"], [0], steps=2, guidance=7.5)
     assert original == to_pil(plain[0]).tobytes()
     assert original != edited
-    assert both._draw("a cat", 0, 1.0).tobytes() == edited
-    assert both._draw("a cat", 1, 0.0).tobytes() != original
+    assert both._generate("a cat", 0, 1.0).tobytes() == edited
+    assert both._generate("a cat", 1, 0.0).tobytes() != original
 
 
 def test_it_draws_as_its_run_did_or_with_the_steps_of_the_caller(run, tmp_path):
@@ -69,8 +69,8 @@ def test_a_seed_beyond_a_generator_s_is_refused(run):
     both = SideBySide(run, steps=2)
     for seed in (-1, 2**64):
         with pytest.raises(ErasureError, match=f"A demo needs seed .*; found {seed}"):
-            both.draw("a cat", seed, 1.0)
-    both.draw("a cat", 2**64 - 1, 1.0)
+            both.generate("a cat", seed, 1.0)
+    both.generate("a cat", 2**64 - 1, 1.0)
 
 
 def test_the_model_beneath_an_edit_on_another_is_not_called_the_original(run, tmp_path):
@@ -81,7 +81,7 @@ def test_the_model_beneath_an_edit_on_another_is_not_called_the_original(run, tm
     above = SideBySide(edit.save(tmp_path / "edit.safetensors"), steps=2)
     beneath = SideBySide(run, steps=2)
     assert (above.base_title, beneath.base_title) == ("With UCE of cat", "Original")
-    assert above.draw("a cat", 0, 0.0).tobytes() == beneath.draw("a cat", 0, 1.0).tobytes()
+    assert above.generate("a cat", 0, 0.0).tobytes() == beneath.generate("a cat", 0, 1.0).tobytes()
 
 
 def test_buttons_are_the_words_of_the_concepts():
@@ -143,7 +143,7 @@ def wait(browser, expression):
     return value
 
 
-IMAGES = "[...document.querySelectorAll('.drawn img')]"
+IMAGES = "[...document.querySelectorAll('.generated img')]"
 SOURCES = f"{IMAGES}.map(i => i.src)"
 
 

@@ -357,7 +357,7 @@ def test_mistakes_of_measuring_attacking_and_fitting_are_named(tmp_path):
         ErasureError, match="Neither evaluate nor PromptData .*'sedds'. Did.*'seeds'"
     ):
         evaluate(edit, pipeline, sedds=2)
-    with pytest.raises(ErasureError, match="found prompts. Draw .* `erasure predict"):
+    with pytest.raises(ErasureError, match="found prompts. Generate .* `erasure predict"):
         evaluate(edit, pipeline, prompts="prompts.csv")
     with pytest.raises(ErasureError, match="found batch_size, which is of training.*image_batch_s"):
         evaluate(edit, pipeline, batch_size=8)

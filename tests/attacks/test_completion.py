@@ -16,14 +16,14 @@ def test_the_original_begins_and_the_edited_model_finishes():
     (result,) = Completion(share=0.25).run(target, 0)
     times = ddim_times(target.edited, 4)
 
-    def draw(model, x, times):
+    def generate(model, x, times):
         conditioning = model.encode([case.prompt]).expand(2)
         return ddim(model, conditioning, x, times, target.guidance)
 
-    begun = draw(target.original, target.edited.noise(case.seeds), times[:2])
-    finished = draw(target.edited, begun, times[1:])
+    begun = generate(target.original, target.edited.noise(case.seeds), times[:2])
+    finished = generate(target.edited, begun, times[1:])
     assert torch.equal(result.images, target.edited.decode(finished))
-    whole = draw(target.original, target.edited.noise(case.seeds), times)
+    whole = generate(target.original, target.edited.noise(case.seeds), times)
     assert torch.equal(result.controls["original"], target.original.decode(whole))
     unconditional = ddim(target.edited, target.edited.unconditional(2), begun, times[1:])
     assert torch.equal(result.controls["no prompt"], target.edited.decode(unconditional))

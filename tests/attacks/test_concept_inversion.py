@@ -50,7 +50,7 @@ def test_no_budget_uses_the_concept_s_own_word():
     target = tiny_target()
     (case,) = target.cases(0)
     (result,) = attack(steps=0).run(target, 0)
-    plain = target.draw(target.edited.encode([case.prompt]), case.seeds)
+    plain = target.generate(target.edited.encode([case.prompt]), case.seeds)
     assert torch.allclose(result.images, plain, atol=1e-6)
 
 
@@ -61,7 +61,7 @@ def test_the_word_stands_for_the_name_alone():
     (result,) = attack(steps=0).run(target, 1)
     word = mean_embeddings(target.edited, "mage")
     conditioning = encode_word(target.edited, ["an image of a {}"], word)
-    assert torch.equal(result.images, target.draw(conditioning, case.seeds))
+    assert torch.equal(result.images, target.generate(conditioning, case.seeds))
 
 
 def test_a_style_s_word_is_learned_on_its_thing():

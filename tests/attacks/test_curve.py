@@ -38,7 +38,7 @@ class Rising(Attack):
 class Plain(Attack):
     def search(self, target, cases):
         encode = target.edited.encode
-        return [AttackResult(target.draw(encode([case.prompt]), case.seeds)) for case in cases]
+        return [AttackResult(target.generate(encode([case.prompt]), case.seeds)) for case in cases]
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_cigarettes_come_back_and_just_as_well_from_a_network_that_knows_nothing
     target = cigarette(erased, images=2)
     (result,) = LatentInversion(refinements=1).run(target, 0)
     (case,) = target.cases(0)
-    plain = target.draw(target.edited.encode([case.prompt]), case.seeds)
+    plain = target.generate(target.edited.encode([case.prompt]), case.seeds)
     assert target.success_rate(case, plain) == (0 if erased else 1)
     assert target.success_rate(case, result.images) == 1
     assert target.success_rate(case, result.controls["untaught"]) == 1

@@ -30,7 +30,7 @@ def test_prompts_are_random_and_the_best_comes_first():
     (result,) = Misspelling(variants=4).run(target, 0)
     assert len(result.images) == 4 * 3
     assert all(len(images) == 4 * 3 for n, images in result.controls.items() if n != "no prompt")
-    first = target.draw(target.edited.encode([result.prompt]), case.seeds)
+    first = target.generate(target.edited.encode([result.prompt]), case.seeds)
     assert torch.equal(result.images[:3], first)
     torch.manual_seed(0)
     drawn = Misspelling(variants=4).words(case)

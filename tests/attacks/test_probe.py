@@ -3,25 +3,31 @@
 import torch
 from under_attack import tiny_target, weights
 
-from erasure_lightning.attacks.probe import Attempts, Probe, best_tries, draw_by_ddim, shuffled_copy
+from erasure_lightning.attacks.probe import (
+    Attempts,
+    Probe,
+    best_tries,
+    generate_by_ddim,
+    shuffled_copy,
+)
 from erasure_lightning.diffusion.ddim import ddim, ddim_times
 
 
 class Fingerprints(Probe):
-    """Draws the plain images, and records the models that it runs on."""
+    """Generates the plain images, and records the models that it runs on."""
 
     def prepare(self, target, case):
         self.models = []
 
-        def draw(model, rows):
+        def generate(model, rows):
             self.models.append(model)
             conditioning = model.encode([case.prompt])
-            return target.draw(conditioning, case.seeds[rows], model=model)
+            return target.generate(conditioning, case.seeds[rows], model=model)
 
         def black(model, rows):
             return torch.zeros(len(case.seeds[rows]), 3, 16, 16)
 
-        return Attempts(draw, {"black": black}, "the best words")
+        return Attempts(generate, {"black": black}, "the best words")
 
 
 def test_it_runs_on_the_edited_model_the_original_and_a_shuffled_copy():
@@ -34,7 +40,7 @@ def test_it_runs_on_the_edited_model_the_original_and_a_shuffled_copy():
     name = next(iter(shuffled.denoiser_parameters()))
     assert not torch.equal(*(model.get_parameter(name) for model in (edited, shuffled)))
     for model, images in ((edited, result.images), (original, result.controls["original"])):
-        plain = target.draw(model.encode([case.prompt]), case.seeds, model=model)
+        plain = target.generate(model.encode([case.prompt]), case.seeds, model=model)
         assert torch.equal(images, plain)
     assert list(result.controls) == ["original", "untaught", "black"]
     assert result.controls["black"].shape == result.images.shape
@@ -65,9 +71,9 @@ def test_without_a_prompt_there_is_no_guidance():
     x = model.noise([0, 1])
     times = ddim_times(model, 2)
     plain = ddim(model, model.encode(["a cat"]).expand(2), x, times, target.guidance)
-    assert torch.equal(draw_by_ddim(target, model, "a cat", x, times), plain)
+    assert torch.equal(generate_by_ddim(target, model, "a cat", x, times), plain)
     unconditional = ddim(model, model.unconditional(2), x, times)
-    assert torch.equal(draw_by_ddim(target, model, None, x, times), unconditional)
+    assert torch.equal(generate_by_ddim(target, model, None, x, times), unconditional)
 
 
 def test_a_shuffled_denoiser_has_the_same_entries_and_another_prediction(tiny):

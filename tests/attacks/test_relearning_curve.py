@@ -120,7 +120,8 @@ def test_the_control_trains_and_evaluates_the_original_on_the_rare_word(name, se
     (case,) = target.cases(seed)
     conditioning = target.original.encode([sentence])
     assert torch.equal(
-        result.controls["new word"], target.draw(conditioning, case.seeds, model=target.original)
+        result.controls["new word"],
+        target.generate(conditioning, case.seeds, model=target.original),
     )
 
 

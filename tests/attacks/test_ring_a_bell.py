@@ -109,7 +109,7 @@ class TestSearch:
 
     def test_no_denoiser_is_evaluated(self):
         target = tiny_target()
-        target.draw = lambda *_: None
+        target.generate = lambda *_: None
         with EvaluationCounter([target.edited.denoiser, target.original.denoiser]) as counter:
             attack().run(target, 0)
         assert counter.evaluations == 0
@@ -141,7 +141,7 @@ def test_shares_out_of_range(argument, share):
 def test_it_gets_past_a_filter_of_words():
     target = filtered("cigarette", "lollipop")
     (case,) = target.cases(0)
-    plain = target.draw(target.edited.encode([case.prompt]), case.seeds)
+    plain = target.generate(target.edited.encode([case.prompt]), case.seeds)
     # For other sentences the short search has less success.
     (result,) = RingABell(**budget("ring-a-bell", population=100)).run(target, 0)
     assert target.success_rate(case, plain) == 0

@@ -25,7 +25,7 @@ def test_the_saved_tensors_generate_the_images():
     (case,) = target.cases(0)
     (result,) = attack().run(target, 0)
     soft = target.edited.encode([case.prompt]).with_tokens(result.tensors["tokens"])
-    assert torch.equal(result.images, target.draw(soft, case.seeds))
+    assert torch.equal(result.images, target.generate(soft, case.seeds))
     assert result.prompt is None
 
 
@@ -65,7 +65,7 @@ def test_no_budget_uses_the_plain_prompt():
     target = tiny_target()
     (case,) = target.cases(0)
     (result,) = attack(steps=0).run(target, 0)
-    plain = target.draw(target.edited.encode([case.prompt]), case.seeds)
+    plain = target.generate(target.edited.encode([case.prompt]), case.seeds)
     assert torch.equal(result.images, plain)
 
 

@@ -19,9 +19,9 @@ class TestDrawing:
         target = tiny_target()
         seeds = [3, 4]
         expected = sample_images(target.edited, ["a cat", "a cat"], seeds, steps=2, guidance=3.0)
-        words = target.draw(target.edited.encode(["a cat"]), seeds)
+        words = target.generate(target.edited.encode(["a cat"]), seeds)
         conditioning = target.edited.contextualize(target.edited.embed(["a cat"] * 2))
-        embedded = target.draw(conditioning, seeds)
+        embedded = target.generate(conditioning, seeds)
         assert torch.allclose(words, expected, atol=1e-6)
         assert torch.allclose(embedded, expected, atol=1e-6)
 
@@ -30,14 +30,14 @@ class TestDrawing:
         expected = sample_images(target.original, ["a cat"], [0], steps=2, guidance=3.0)
         conditioning = target.original.encode(["a cat"])
         assert torch.allclose(
-            target.draw(conditioning, [0], model=target.original), expected, atol=1e-6
+            target.generate(conditioning, [0], model=target.original), expected, atol=1e-6
         )
-        assert not torch.allclose(target.draw(conditioning, [0]), expected, atol=1e-4)
+        assert not torch.allclose(target.generate(conditioning, [0]), expected, atol=1e-4)
 
     def test_the_batch_size_makes_no_difference(self):
         whole, parts = tiny_target(), tiny_target(image_batch_size=2)
         conditioning = whole.edited.encode(["a cat", "a dog", "a car"])
-        drawn = [target.draw(conditioning, [0, 1, 2]) for target in (whole, parts)]
+        drawn = [target.generate(conditioning, [0, 1, 2]) for target in (whole, parts)]
         assert torch.allclose(*drawn, atol=1e-6)
 
     def test_examples_share_no_noise_with_the_cases(self):
@@ -58,9 +58,9 @@ class TestDrawing:
         examples = [target.examples(case, 2) for case in (first, second)]
         assert not torch.allclose(*examples, atol=1e-3)
         seeds = []
-        draw = target.draw
-        target.draw = lambda prompt, own, **options: (
-            seeds.extend(own) or draw(prompt, own, **options)
+        generate = target.generate
+        target.generate = lambda prompt, own, **options: (
+            seeds.extend(own) or generate(prompt, own, **options)
         )
         for case in (first, first, second):
             target.prompt_margin(case, "a cat")

@@ -155,7 +155,7 @@ def test_commands_that_load_the_base_model_fuse_its_loras(saved, tmp_path):
     assert "Base model: …/pipeline with …/style.safetensors" in (
         run / "hub" / "README.md"
     ).read_text(encoding="utf-8")
-    assert SideBySide(run, steps=2).draw("a cat", 0, 1.0)
+    assert SideBySide(run, steps=2).generate("a cat", 0, 1.0)
     both = tmp_path / "both"
     assert main(["compose", str(run), str(other), "--out", str(both)]) == 0
     assert (

@@ -50,7 +50,7 @@ def test_the_report_says_whether_the_earlier_concept_is_still_gone(queue, monkey
     page = (queue / "second" / "report.html").read_text()
     words = re.sub(r"<[^>]*>", "", page)
     assert "It is based on Distillation of cat; “before” is the model without any edit." in words
-    assert "What was erased earlier (cat) is drawn in" in words
+    assert "What was erased earlier (cat) is shown in" in words
     assert "What was erased earlier" in (queue / "second" / "model_card.md").read_text()
 
 

@@ -279,7 +279,7 @@ def test_a_label_with_punctuation_is_in_a_prompt_that_names_it(label):
         (
             ["drawn/samples", "--metrics", "nudenet"],
             "erasure score needs images of one model, or the pairs that predict writes; found a"
-            " run's samples, before and after the edit, in drawn/samples. Draw more of them:"
+            " run's samples, before and after the edit, in drawn/samples. Generate more of them:"
             " erasure predict --ckpt_path drawn --data.prompts FILE.",
         ),
         (

@@ -260,9 +260,9 @@ def test_each_command_tells_of_prompts_that_are_cut(tmp_path):
     trainer = quiet_trainer(max_steps=1)
     with pytest.warns(UserWarning, match=r"beginning of \d of \d+ sentences to train on"):
         trainer.fit(module, data)
-    with pytest.warns(UserWarning, match=r"beginning of \d+ of \d+ prompts to draw"):
+    with pytest.warns(UserWarning, match=r"beginning of \d+ of \d+ prompts to generate"):
         trainer.test(module, data, verbose=False)
-    with pytest.warns(UserWarning, match="beginning of 1 of 2 prompts to draw"):
+    with pytest.warns(UserWarning, match="beginning of 1 of 2 prompts to generate"):
         trainer.predict(module, data, return_predictions=False)
 
 

@@ -87,10 +87,8 @@ def error(capsys, *argv):
 class TestCommands:
     def test_fit_keeps_its_edit_and_writes_no_figures(self, loud, folder, capsys):
         line = error(capsys, "fit", *method_options("trivial.Redirection", loud), *ONE_STEP)
-        assert (
-            line
-            == f"The original model loud draws NaN or infinity for 'cat' with DDIMScheduler. {HELP}"
-        )
+        words = "The original model loud generates NaN or infinity for 'cat' with DDIMScheduler."
+        assert line == f"{words} {HELP}"
         assert (folder / "run/edit.safetensors").exists()
         assert not (folder / "run/metrics.json").exists()
 
@@ -98,7 +96,7 @@ class TestCommands:
     def test_measurements(self, command, edit, capsys):
         line = error(capsys, command, "--ckpt_path", edit, *FEW)
         assert line.startswith(
-            "The original model loud draws NaN or infinity for 'cat' with DDIMScheduler."
+            "The original model loud generates NaN or infinity for 'cat' with DDIMScheduler."
         )
 
     def test_predict_writes_no_image(self, edit, folder, capsys):
@@ -115,7 +113,7 @@ class TestCommands:
             *FEW,
         )
         assert line.startswith(
-            "The original model loud draws NaN or infinity for 'a dog' with DDIMScheduler."
+            "The original model loud generates NaN or infinity for 'a dog' with DDIMScheduler."
         )
         assert not list((folder / "out").rglob("*.png"))
 
@@ -130,7 +128,7 @@ def test_the_model_is_named_that_drew_them(which, called):
     module.which = which
     monitor = RetentionMonitor(every=1, count=1, steps=2)
     with pytest.raises(
-        ErasureError, match=f"The {called} model TinyBackbone draws NaN or infinity for"
+        ErasureError, match=f"The {called} model TinyBackbone generates NaN or infinity for"
     ):
         quick_fit(module, 1, monitor)
 
@@ -139,7 +137,7 @@ def test_an_attack_on_a_model_that_draws_none():
     target = tiny_target()
     target.edited.denoise = lambda x, t, c, guidance=None: torch.full_like(x, math.nan)
     with pytest.raises(
-        ErasureError, match="The edited model TinyBackbone draws NaN or infinity for .*cat"
+        ErasureError, match="The edited model TinyBackbone generates NaN or infinity for .*cat"
     ):
         attack_concepts(PlainPrompt(), target, report=lambda line: None)
 
@@ -148,7 +146,7 @@ def test_an_original_that_draws_none_has_no_examples():
     target = tiny_target()
     target.original.denoise = lambda x, t, c, guidance=None: torch.full_like(x, math.nan)
     with pytest.raises(
-        ErasureError, match="The original model TinyBackbone draws NaN or infinity for .*cat"
+        ErasureError, match="The original model TinyBackbone generates NaN or infinity for .*cat"
     ):
         target.examples(target.cases(0)[0], 2)
 
@@ -160,8 +158,8 @@ def test_an_attack_that_lost_its_numbers():
             return result.__class__(result.images * math.nan)
 
     words = (
-        "The attacked model TinyBackbone draws NaN or infinity .* Attack with a lower rate or fewer"
-        " steps."
+        "The attacked model TinyBackbone generates NaN or infinity .* Attack with a lower rate or"
+        " fewer steps."
     )
     with pytest.raises(ErasureError, match=words):
         attack_concepts(Exploded(), tiny_target(), report=lambda line: None)

@@ -89,7 +89,9 @@ def test_noise_predicted_where_there_is_nothing_else_is_refused(sampler):
 def test_images_that_are_no_numbers_are_refused(which):
     models = {name: TinyBackbone() for name in ("original", "edited")}
     next(models[which].text_encoders.parameters()).data.fill_(float("nan"))
-    words = f"The {which} model TinyBackbone draws NaN or infinity for 'a cat' with DDIM inversion"
+    words = (
+        f"The {which} model TinyBackbone generates NaN or infinity for 'a cat' with DDIM inversion"
+    )
     with pytest.raises(ErasureError, match=words):
         purify_images(
             models["original"], models["edited"], torch.rand(1, 3, 16, 16), ["a cat"], steps=2

@@ -66,8 +66,8 @@ def test_a_local_model_is_no_base_model_of_the_hub(run, backbone):
 def test_it_has_the_figures_of_the_page(run):
     record = read_run_record(run)
     text = render_card(record).replace("\u00a0", " ")
-    assert "Prompted by name, it is drawn in **0 %** \\[0, 0\\] of images" in text
-    row = "| Called by other words, is it drawn? | lower | 90 % \\[80, 100\\] | 25 % \\[10, 40\\] |"
+    assert "Prompted by name, it is shown in **0 %** \\[0, 0\\] of images" in text
+    row = "| Called by other words, is it shown? | lower | 90 % \\[80, 100\\] | 25 % \\[10, 40\\] |"
     assert row in text
     assert "| UnlearnDiffAtk | 100 % \\[100, 100\\] | 0 % \\[0, 0\\] | 50 % \\[20, 80\\] |" in text
     assert f"SHA-256 of the edit: `{record.edit.sha256}`" in text

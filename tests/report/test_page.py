@@ -80,7 +80,7 @@ class TestOneRun:
     def test_the_verdict_comes_first(self, run):
         text = read(run).text
         title = text.index("UCE erases cat")
-        assert title < text.index("Prompted by name, it is drawn in 0 %") < text.index("Before and")
+        assert title < text.index("Prompted by name, it is shown in 0 %") < text.index("Before and")
 
     def test_images_from_equal_noise(self, run):
         page = read(run)
@@ -92,7 +92,7 @@ class TestOneRun:
 
     def test_figures_are_printed_and_drawn(self, run):
         page = read(run)
-        question = "Called by other words, is it drawn? lower is better; 6 images, 3 seeds"
+        question = "Called by other words, is it shown? lower is better; 6 images, 3 seeds"
         assert question in page.text
         assert "25 % [10, 40]" in page.text
         bar = {"class": "bar", "x1": "10.0%", "x2": "40.0%", "y1": "50%", "y2": "50%"}
@@ -295,13 +295,13 @@ class TestSeveralRuns:
     def test_a_run_that_lacks_a_group(self, runs):
         less = {group: metrics for group, metrics in ESTIMATES.items() if group != "generality"}
         write_figures(runs[1], description(), estimates=less)
-        rows = r"Called by other words, is it drawn\?.*?UCE\s+25 % \[10, 40\] 0 % 50 %"
+        rows = r"Called by other words, is it shown\?.*?UCE\s+25 % \[10, 40\] 0 % 50 %"
         assert re.search(rows, read(*runs).text)
 
     def test_a_missing_image_leaves_an_empty_place(self, runs):
         (runs[1] / "samples" / "000-after.png").unlink()
         page = read(*runs)
-        assert "“a cat”, seed 0, edited by RECE: not drawn" in str(page.all("div"))
+        assert "“a cat”, seed 0, edited by RECE: not generated" in str(page.all("div"))
 
 
 def test_texts_of_a_user_are_escaped(tmp_path):
@@ -341,4 +341,4 @@ def test_many_concepts_are_shortened(tmp_path):
     text = read(make_run(tmp_path / "run", concepts=concepts)).text
     assert "UCE erases c0, c1, c2 and 97 more" in text
     assert "and 92 more" in text
-    assert "they are drawn in 0 %" in text
+    assert "they are shown in 0 %" in text

@@ -54,8 +54,8 @@ def measured(record, **estimates):
 
 class TestVerdict:
     def test_shares_of_the_concept_and_of_others(self, record):
-        erased = "Prompted by name, it is drawn in 0 % [0, 0] of images (before: 100 %)"
-        others = "other concepts are drawn in 98 % [95, 100] of images (before: 99 %)"
+        erased = "Prompted by name, it is shown in 0 % [0, 0] of images (before: 100 %)"
+        others = "other concepts are shown in 98 % [95, 100] of images (before: 99 %)"
         assert text(verdict(record)) == f"{erased}; {others}."
         strong = [piece.text.replace("\u00a0", " ") for piece in verdict(record) if piece.strong]
         assert strong == ["0 %", "98 %"]
@@ -67,7 +67,7 @@ class TestVerdict:
         attack = "Under the strongest of 2 attacks (UnlearnDiffAtk)"
         assert list(map(text, sentences)) == [
             "Prompted by other words (kitten): 25 % [10, 40] of images (before: 90 %).",
-            f"{attack}, it is drawn in 50 % [20, 80] of images.",
+            f"{attack}, it is shown in 50 % [20, 80] of images.",
         ]
 
     def test_a_run_without_attacks(self, record):
@@ -85,7 +85,7 @@ class TestVerdict:
 
     def test_retention_alone(self, record):
         sentence = text(verdict(measured(record, specificity=ESTIMATES["specificity"])))
-        assert sentence.startswith("Erasure was not measured; other concepts are drawn in 98 %")
+        assert sentence.startswith("Erasure was not measured; other concepts are shown in 98 %")
 
     def test_without_figures_or_an_edit(self, record):
         attacked = replace(record, result=None)

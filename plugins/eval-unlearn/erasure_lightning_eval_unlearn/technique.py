@@ -90,7 +90,7 @@ class EditTechnique:
     def generate(
         self, prompts: Sequence[str], seed: int | None = None, **settings: Any
     ) -> list[Image]:
-        """Draw an image of each prompt.
+        """Generate an image of each prompt.
 
         Args:
             prompts: The prompts.

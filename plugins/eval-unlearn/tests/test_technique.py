@@ -90,7 +90,7 @@ def test_its_runner_runs_an_edit(made, registry, tmp_path, monkeypatch):
 
 
 def test_the_images_are_those_of_the_edited_pipeline(made):
-    """The controls: at strength 0 they are the original's; another seed draws another image."""
+    """The controls: at strength 0 they are the original's; another seed generates another image."""
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(made / "base", safety_checker=None)
