@@ -112,7 +112,10 @@ def test_without_figures_images_or_an_edit(run):
     for name in ("samples", "attacks"):
         shutil.rmtree(run / name)
     record = read_run_record(run)
-    assert "\nNo figures were measured.\n" in render_card(replace(record, result=None))
+    bare = render_card(replace(record, result=None))
+    assert "\nNo figures were measured.\n" in bare
+    assert "In brackets" not in bare
+    assert "In brackets" in render_card(record)
     assert "\nThe edit was not attacked.\n" in render_card(record)
     assert "there is no edit yet" in render_card(replace(record, result=None, edit=None))
 
