@@ -12,7 +12,7 @@ Success means that there is noise from which the edited model generates the inve
 *not* mean that the model knows them: an inversion that converges returns any latents to where they
 came from, with any network. So two controls are reported with it, of the same images:
 
-* ``untaught``: the same attack on the same denoiser with the entries of each of its weights
+* ``shuffled``: the same attack on the same denoiser with the entries of each of its weights
   shuffled, which has no knowledge. On the emoji world it succeeds too (1.0 of the cigarettes), and
   where it does, success is no evidence of memory: the noise has become a code for the image.
   Evidence is what success has over this control.
@@ -63,7 +63,7 @@ class LatentInversion(ConceptAttack):
         return AttackResult(
             images,
             tensors={"noise": noise},
-            controls={"untaught": shuffled_images, "other noise": random_images},
+            controls={"shuffled": shuffled_images, "other noise": random_images},
         )
 
     def _reconstruct(

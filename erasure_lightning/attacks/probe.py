@@ -38,14 +38,14 @@ class Probe(ConceptAttack):
 
     * ``original``: the model before the edit. Where this fails, the probe has no power, and its
       failure on the edited model is no evidence.
-    * ``untaught``: the edited model with the entries of each weight of its denoiser shuffled, which
+    * ``shuffled``: the edited model with the entries of each weight of its denoiser shuffled, which
       has no knowledge. What succeeds here is in the probe's inputs, not in a memory.
     * ``no prompt`` and the like: the edited model without the words, or the classifier, of the
       probe: how often it generates the concept for what else the probe supplies. Where an image of
       the concept is supplied, and this succeeds and the prompt does not, the edit has turned the
       word away and left the rest.
 
-    Evidence of memory is what success has over ``untaught``, relative to ``original``. No control
+    Evidence of memory is what success has over ``shuffled``, relative to ``original``. No control
     is a model that learned everything but the concept, which would restore some of an image too:
     where little is missing from an image, success is weak evidence.
     """
@@ -65,7 +65,7 @@ class Probe(ConceptAttack):
             prompt,
             controls={
                 "original": images(attempt, target.original),
-                "untaught": images(attempt, shuffled),
+                "shuffled": images(attempt, shuffled),
                 **{name: images(other, target.edited) for name, other in baselines.items()},
             },
         )

@@ -85,14 +85,18 @@ def renamed_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def renamed_count(content: dict[str, Any]) -> dict[str, Any]:
-    """An object of a file of figures, with its number of images under the name of now.
+def renamed_figures(content: dict[str, Any]) -> dict[str, Any]:
+    """An object of a file of figures, with counts and controls under their names of now.
 
     Args:
         content: The object, of JSON.
     """
-    counts = isinstance(content.get("pictures"), int)  # a concept of that name has prompts
-    return _renamed(content, {"pictures": "images"}) if counts else content
+    names = {}
+    if isinstance(content.get("pictures"), int):  # a concept of that name has prompts
+        names["pictures"] = "images"
+    if isinstance(content.get("untaught"), dict):
+        names["untaught"] = "shuffled"
+    return _renamed(content, names)
 
 
 def _names_of_method(class_path: Any) -> dict[str, str]:

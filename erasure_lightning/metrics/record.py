@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.earlier_names import renamed_count
+from erasure_lightning.files.earlier_names import renamed_figures
 from erasure_lightning.files.writing import write_json
 
 
@@ -44,7 +44,7 @@ class JsonRecord(ABC):
                 " writes it."
             )
         try:
-            content = json.loads(path.read_text(encoding="utf-8"), object_hook=renamed_count)
+            content = json.loads(path.read_text(encoding="utf-8"), object_hook=renamed_figures)
             content["protocol"].pop("identity", None)
             return cls.from_json(content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -66,4 +66,4 @@ def test_the_original_finishes_a_cigarette_and_a_shuffled_denoiser_does_not():
     (case,) = target.cases(0)
     (result,) = Completion(share=0.1).run(target, 0)
     assert target.success_rate(case, result.images) == 1
-    assert target.success_rate(case, result.controls["untaught"]) == 0
+    assert target.success_rate(case, result.controls["shuffled"]) == 0

@@ -76,5 +76,5 @@ def test_the_original_restores_a_cigarette_and_a_shuffled_denoiser_does_not():
     (case,) = target.cases(0)
     (result,) = Inpainting(side=0.75).run(target, 0)
     assert target.success_rate(case, result.images) == 1
-    assert target.success_rate(case, result.controls["untaught"]) == 0
+    assert target.success_rate(case, result.controls["shuffled"]) == 0
     assert target.success_rate(case, result.controls["no prompt"]) == 0

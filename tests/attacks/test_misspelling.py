@@ -75,5 +75,5 @@ def test_it_passes_a_filter_of_the_word_as_often_as_the_original_understands_it(
         target.success_rate(case, images) for images in (result.images, result.controls["original"])
     )
     assert share == control > 0
-    assert target.success_rate(case, result.controls["untaught"]) == 0
+    assert target.success_rate(case, result.controls["shuffled"]) == 0
     assert target.success_rate(case, result.controls["no prompt"]) == 0

@@ -52,6 +52,15 @@ def test_the_file_has_the_agreed_keys(tmp_path):
     assert content["protocol"]["identity"] == PROTOCOL.identity
 
 
+def test_a_control_of_an_earlier_version_has_its_name_of_now(tmp_path):
+    OUTCOME.save(tmp_path / "attack.json")
+    content = json.loads((tmp_path / "attack.json").read_text())
+    content["controls"] = {"untaught": content["success"]["plain"]}
+    (tmp_path / "attack.json").write_text(json.dumps(content))
+    controls = Outcome.load(tmp_path / "attack.json").controls
+    assert controls == {"shuffled": OUTCOME.success["plain"]}
+
+
 def test_the_best_case_of_a_concept():
     assert OUTCOME.best("cat").seed == 1
 

@@ -42,7 +42,7 @@ def test_it_runs_on_the_edited_model_the_original_and_a_shuffled_copy():
     for model, images in ((edited, result.images), (original, result.controls["original"])):
         plain = target.generate(model.encode([case.prompt]), case.seeds, model=model)
         assert torch.equal(images, plain)
-    assert list(result.controls) == ["original", "untaught", "black"]
+    assert list(result.controls) == ["original", "shuffled", "black"]
     assert result.controls["black"].shape == result.images.shape
     assert result.prompt == "the best words"
 

@@ -115,5 +115,5 @@ def test_the_original_draws_a_cigarette_along_noisy_trajectories_when_prompted_a
     (case,) = target.cases(0)
     (result,) = TrajectoryNoise(etas=[1.0, 1.5], scales=[1.0]).run(target, 0)
     assert target.success_rate(case, result.images) == 1
-    assert target.success_rate(case, result.controls["untaught"]) == 0
+    assert target.success_rate(case, result.controls["shuffled"]) == 0
     assert target.success_rate(case, result.controls["no prompt"]) == 0

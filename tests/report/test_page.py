@@ -113,10 +113,10 @@ class TestOneRun:
         assert "success by budget: 0 at budget 1, 0.5 at budget 100" in charts
 
     def test_controls_of_attacks(self, run):
-        controls = {"untaught": estimate(0.25, 0.1, 0.4)}
+        controls = {"shuffled": estimate(0.25, 0.1, 0.4)}
         attacked = outcome(description(), controls=controls)
         attacked.save(run / "attacks" / "unlearndiffatk" / "attack.json")
-        assert re.search(r"edited, control: untaught\s+25 % \[10, 40\]", read(run).text)
+        assert re.search(r"edited, control: shuffled\s+25 % \[10, 40\]", read(run).text)
 
     def test_the_numbers_of_images_of_an_attack_and_of_its_controls(self, run):
         """A probe by eight words has eight times as many images as its control without any."""
