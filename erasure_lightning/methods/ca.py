@@ -22,12 +22,13 @@ in place of its states. The official code generates 1,000 images of 200 written 
 Where ours differs: for a style, the official code adds the name to the anchor's sentence, as
 ``<sentence>, in the style of <name>`` or, twice as often, ``in <name>'s style, <sentence>``; in
 ours it replaces an anchor. For a thing both replace words, ours those of a template, while the
-official string replacement also hits parts of words. The target of a velocity model is the noise in its own parametrisation (the official prior's
-is not). There are no masks, and images are not mirrored (``--hflip``), scaled, pasted or cropped
-(the official augmentation of objects), since that is done to pixels. The official losses are sums
-over channels and so 4 times ours: its prior weight 1 and its clipping of gradients to 1 (diffusers)
-are our 0.25, its 0.2 (compvis) is 0.2 here. Rates for SD 1.4 are 1.6e-5 (AdamW, decay 0.01,
-constant) over 100 steps of 8, the defaults; twice that with a prior (``--scale_lr``).
+official string replacement also hits parts of words. The target of a velocity model is the noise in
+its own parametrisation (the official prior's is not). There are no masks, and images are not
+mirrored (``--hflip``), scaled, pasted or cropped (the official augmentation of objects), since that
+is done to pixels. The official losses are sums over channels and so 4 times ours: its prior weight
+1 and its clipping of gradients to 1 (diffusers) are our 0.25, its 0.2 (compvis) is 0.2 here. Rates
+for SD 1.4 are 1.6e-5 (AdamW, decay 0.01, constant) over 100 steps of 8, the defaults; with a prior
+``--scale_lr`` doubles them.
 
 Cost of a step: 1 forward (``model``), 1 forward and backward, one more of those with a prior. The
 images cost twice ``steps`` forwards each, once.
