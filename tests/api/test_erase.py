@@ -316,7 +316,10 @@ def test_an_interruption_leaves_the_pipeline_as_it_was():
             {"method": "ESD", "retention": [LocalNoisePreservation(), LocalNoisePreservation()]},
             "each LocalNoisePreservation with other arguments, .*; found two with equal ones",
         ),
-        ({"method": "UCE", "pipeline": object()}, "known family; found object"),
+        (
+            {"method": "UCE", "pipeline": object()},
+            "known family, or one with its components; found object",
+        ),
         ({"method": None}, "a method by its name or its class, .*; found None"),
         ({"method": ["UCE", Concept]}, "a method by its name or its class, .*; found <class"),
         (

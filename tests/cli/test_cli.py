@@ -536,7 +536,7 @@ def test_the_end_says_what_to_do_next(capsys, folder):
 
 def test_the_command_that_comes_next_has_a_folder_with_spaces_as_one_word(capsys):
     assert main(["fit", *TINY, "--measure", "false", "--run_dir", "my runs/a"]) == 0
-    command = capsys.readouterr().out.rpartition("of your own: erasure ")[2].splitlines()[0]
+    command = capsys.readouterr().out.rpartition("your own prompts: erasure ")[2].splitlines()[0]
     assert shlex.split(command)[:3] == ["predict", "--ckpt_path", "my runs/a"]
 
 

@@ -51,7 +51,9 @@ def test_steps_are_counted_for_each_concept_where_there_is_a_gradient(path: Path
     config = yaml.safe_load(path.read_text())
     method = resolve_name(find_offer(METHOD, config["model"]["class_path"]).class_path)
     trainer = {key: config["trainer"].get(key) for key in ("max_steps", "max_epochs")}
-    if issubclass(method, GradientErasure):
+    if path.stem == "mace":  # whose fused adapters harm the rest with as many steps for each thing
+        assert trainer == {"max_steps": 50, "max_epochs": None}
+    elif issubclass(method, GradientErasure):
         assert config["data"]["steps_per_concept"] > 0
         assert trainer == {"max_steps": -1, "max_epochs": 1}
     else:

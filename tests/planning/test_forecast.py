@@ -388,7 +388,7 @@ def test_the_command_prints_the_plan_and_writes_no_file(tmp_path, monkeypatch, c
     )
     output = capsys.readouterr().out
     parts = ("activations and temporaries", "Parameters: denoiser 0.2 M", "Trained: 0.009 M")
-    for words in (*parts, "Does not fit", "draw"):
+    for words in (*parts, "Does not fit", "generates"):
         assert words in output
     TinyBackbone().to_pipeline().save_pretrained(tmp_path / "tiny")
     assert main(["plan", *ARGUMENTS[:-1], str(tmp_path / "tiny"), *small, "--json"]) == 0
