@@ -3,14 +3,13 @@
 import html
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 from PIL.Image import Image
@@ -194,16 +193,24 @@ def serve_demo(
             page.close(verbose=False)
 
 
-def _private(folder: str) -> AbstractContextManager[Any]:
+@contextmanager
+def _private(folder: str) -> Iterator[None]:
     """Gradio's environment: no statistics, a temporary folder of images, no proxy."""
     hosts = [os.environ.get("NO_PROXY", ""), "127.0.0.1", "localhost"]
-    return patch.dict(
-        os.environ,
-        GRADIO_ANALYTICS_ENABLED="False",
-        HF_HUB_DISABLE_TELEMETRY="1",
-        GRADIO_TEMP_DIR=folder,
-        NO_PROXY=",".join(filter(None, hosts)),
-    )
+    settings = {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "GRADIO_TEMP_DIR": folder,
+        "NO_PROXY": ",".join(filter(None, hosts)),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
 
 
 def _gradio() -> Any:

@@ -1,7 +1,7 @@
 """A diffusers pipeline as a `Backbone` for training or measuring, and its restoration."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -163,8 +163,15 @@ def _family_of_components(pipeline: Any) -> Family | None:
     names = {name for family in FAMILIES.values() for name in family.models}
     parts = {name: getattr(pipeline, name, None) for name in names}
     classes = {name: type(part).__name__ for name, part in parts.items() if part is not None}
-    matching = [f for f in FAMILIES.values() if classes == {n: c for n, (_, c) in f.models.items()}]
+    matching = [family for family in FAMILIES.values() if _consists_of(family, classes)]
     return matching[0] if len(matching) == 1 else None
+
+
+def _consists_of(family: Family, classes: Mapping[str, str]) -> bool:
+    """Whether components of these classes are a family's, which may lack its optional ones."""
+    needed = {name: cls for name, (_, cls) in family.models.items()}
+    absent = {name for name in family.optional if name not in classes}
+    return classes == {name: cls for name, cls in needed.items() if name not in absent}
 
 
 def _require_components(pipeline: Any, family: Family) -> None:

@@ -40,7 +40,7 @@ class StableDiffusion(CrossAttentionDiffusion):
         unet = configs["unet"]
         if unet.get("class_embed_type") or unet.get("num_class_embeds"):
             raise ErasureError(
-                f"The unet of {name} needs to read nothing but noisy latents and prompts; found one"
+                f"The unet of {name} needs noisy latents and prompts as its only inputs; found one"
                 " with embeddings of classes or images. Models such as unCLIP are not read."
             )
         require_channels(name, "unet", unet, configs["vae"])

@@ -30,7 +30,7 @@ _NO_SCORER = (
     " line: --trainer.callbacks+=Measure --trainer.callbacks.scorer=FOLDER)."
 )
 
-_NOT_DRAWN = "The original shows the concept in none of these images: they do not measure erasure."
+_NOT_SHOWN = "The original shows the concept in none of these images: they do not measure erasure."
 
 
 class Measure(PairedImages):
@@ -254,4 +254,4 @@ def _caption(result: Result) -> str:
     overall = f"overall (harmonic mean): {before:.3f} before, {after:.3f} after"
     if result.estimates["efficacy"]["recognized"]["before"].mean > 0:
         return overall
-    return f"{overall}\n{_NOT_DRAWN}"
+    return f"{overall}\n{_NOT_SHOWN}"

@@ -243,7 +243,7 @@ class CommandLine(LightningCLI):
     def _fit(self) -> None:
         train(self.trainer, self.model, self.datamodule, self.checkpoint, self.config.measure)
         if self.config.trainer.fast_dev_run:
-            self._print("The steps ran; --trainer.fast_dev_run writes and measures nothing.")
+            self._print("The steps ran; fast_dev_run neither writes nor measures an edit.")
             return
         self._print(f"Erased; the edit is in {self.run.root}{self._grid()}.")
         if stopped := resume.time_limit_message(self.trainer, self.run, self.model):

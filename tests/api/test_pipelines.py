@@ -1,5 +1,7 @@
 """Pipelines that `erase`, `evaluate` and `attack` copy: what would act in the copies' place."""
 
+from functools import partial
+
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
@@ -134,6 +136,7 @@ def test_an_edit_that_lacks_those_beneath_it_is_not_removed(beneath):
         (TinyBackbone, StableDiffusionImg2ImgPipeline),
         (TinyXL, StableDiffusionXLImg2ImgPipeline),
         (TinySD3, StableDiffusion3InpaintPipeline),
+        (partial(TinySD3, t5=False), StableDiffusion3InpaintPipeline),
         (TinyFlux, FluxImg2ImgPipeline),
     ],
 )

@@ -237,7 +237,7 @@ def test_an_installed_package_is_run_by_the_name_of_its_config(folder, shape, mo
     ]
     capsys.readouterr()
     assert main(["fit", "--config", "my-method", *quick]) == 0
-    assert "fast_dev_run writes and measures nothing" in capsys.readouterr().out
+    assert "fast_dev_run neither writes nor measures an edit" in capsys.readouterr().out
 
 
 def test_a_package_is_not_written_over_another(capsys, folder):
