@@ -21,6 +21,7 @@ from erasure_lightning.cli.run import run
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.differences import first_difference
 from erasure_lightning.files.earlier_names import renamed_config
+from erasure_lightning.files.locks import lock_folder
 from erasure_lightning.files.writing import write_json
 from erasure_lightning.runs.folder import Run, default_run
 from erasure_lightning.training.adapter_methods import AdapterEdit, PartErasure
@@ -87,10 +88,11 @@ def fit_parts(options: Options, file: str) -> None:
             return
         folder = options.get("--run_dir")
         root = Run(Path(folder)) if folder else default_run(name, parts[0].concepts)
-        if not (parts[0].config["measure"] and root.edit.exists() and root.command):
-            root.check_unused()  # else the sum alone is to be measured
         try:
-            _fit_and_add(parts, root, others)
+            with lock_folder(root.root):
+                if not (parts[0].config["measure"] and root.edit.exists() and root.command):
+                    root.check_unused()  # else the sum alone is to be measured
+                _fit_and_add(parts, root, others)
         except Interrupted:
             print("The same command as before resumes all parts.", flush=True)
             raise

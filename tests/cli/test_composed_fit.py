@@ -16,6 +16,7 @@ from erasure_lightning.cli import composed_fit
 from erasure_lightning.cli.configs import config_content
 from erasure_lightning.cli.main import main
 from erasure_lightning.edits.edit import read_edit
+from erasure_lightning.files.locks import lock_folder
 
 SAGE = {"class_path": "SAGE", "init_args": {"check_steps": 0, "lr": 0.01, "warmup": 0}}
 ESD = {"class_path": "ESD", "init_args": {"lr": 0.01, "warmup": 0}}
@@ -92,6 +93,12 @@ def test_the_same_command_resumes_what_is_missing(run, capsys):
     assert (run / "metrics.json").exists()
     assert main(["fit", "--config", "both.yaml", *SHARED]) == 2
     assert "holds a finished run" in capsys.readouterr().err
+
+
+def test_two_commands_cannot_write_one_folder(folder, capsys):
+    with lock_folder(folder / "never"):
+        assert "never is being written to by process" in refused(capsys)
+    assert not (folder / "never").exists()
 
 
 def test_an_interrupted_measurement_is_resumed_too(run, monkeypatch, capsys):
