@@ -303,10 +303,10 @@ def test_configs_of_packages_are_found_by_name(site):
     install(site, "plug", {"Plug": "plug.method:Plug"}, {"plug/__init__.py": UNTOUCHABLE} | configs)
     assert find_config("plug") == find_config("plug.yaml") == site / "plug/configs/plug.yaml"
     assert find_config("sage") == SHIPPED / "sage.yaml"
-    with pytest.raises(
-        ErasureError, match=r"Did you mean 'plug.yaml'\? Shipped: .*plug.yaml, .*sage-heart.yaml, "
-    ):
+    with pytest.raises(ErasureError, match=r"Did you mean 'plug'\? Recipes"):
         find_config("plugg")
+    with pytest.raises(ErasureError, match=r"no such file. Shipped: .*plug.yaml, .*sage.yaml, "):
+        find_config("zzz.yaml")
 
 
 @pytest.mark.parametrize(

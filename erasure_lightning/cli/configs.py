@@ -93,12 +93,15 @@ def find_config(name: str, *within: str) -> Path:
     }
     if config := shipped.get(str(path)) or shipped.get(f"{path}.yaml"):
         return config
-    similar = did_you_mean(str(Path(family, f"{path.stem}.yaml")), shipped)
+    # Without the suffix, which all have in common and no name should be similar by.
+    known = [config.removesuffix(".yaml") for config in shipped]
+    similar = did_you_mean(str(Path(family, path.stem)), known)
     hint = _of_another_command(path) or similar
+    recipes = f" Recipes for published models: {', '.join(RECIPES)} (sdxl/esd.yaml)."
     raise ErasureError(
-        f"unknown config {name!r}: no such file.{hint} Shipped:"
-        f" {', '.join(sorted(shipped)) or 'none'}; recipes for published models in"
-        f" {', '.join(RECIPES)} (sdxl/esd.yaml)."
+        f"unknown config {name!r}: no such file."
+        + (hint or f" Shipped: {', '.join(sorted(shipped)) or 'none'}.")
+        + ("" if within else recipes)
     )
 
 

@@ -84,7 +84,7 @@ class TestMistakes:
 
     def test_unknown_config_and_unknown_concepts(self, error, write_suite):
         write_suite(methods=["ucee"])
-        message = "pets.yaml: unknown config 'ucee': no such file. Did you mean 'uce.yaml'?"
+        message = "pets.yaml: unknown config 'ucee': no such file. Did you mean 'uce'?"
         assert message in error("pets.yaml")
         write_suite(concepts=[{"name": "c", "erase": "weapn.yaml"}])
         assert "found no file 'weapn.yaml'. Did you mean 'weapon'?" in error("pets.yaml")

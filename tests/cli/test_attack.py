@@ -193,7 +193,7 @@ class TestMistakes:
 
     def test_a_missing_config(self, error):
         assert error("--config", "p4").startswith(
-            "unknown config 'p4': no such file. Did you mean 'p4d.yaml'?"
+            "unknown config 'p4': no such file. Did you mean 'p4d'?"
         )
 
     def test_no_attack(self, error):

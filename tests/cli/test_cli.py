@@ -437,7 +437,7 @@ def test_help_names_files_of_concepts(capsys):
         ),
         (
             ["--config", "sagee.yaml"],
-            "unknown config 'sagee.yaml': no such file. Did you mean 'sage.yaml'? Shipped: ",
+            "unknown config 'sagee.yaml': no such file. Did you mean 'sage'? Recipes for",
         ),
     ],
 )
