@@ -3,9 +3,11 @@
 import ast
 import re
 import tomllib
+from inspect import isfunction
 from pathlib import Path
 from pkgutil import resolve_name
 
+import erasure_lightning
 from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.methods import METHODS
 from erasure_lightning.retention import RETENTION_CALLBACKS
@@ -213,3 +215,11 @@ def test_public_names_are_unique():
                 if not name.startswith("_"):
                     defined.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
     assert not {name: paths for name, paths in defined.items() if len(paths) > 1}
+
+
+def test_every_public_function_has_an_example():
+    """Doctests run it."""
+    functions = {name: getattr(erasure_lightning, name) for name in erasure_lightning.__all__}
+    functions = {name: each for name, each in functions.items() if isfunction(each)}
+    assert {"attack", "load_backbone"} <= functions.keys()
+    assert not {name for name, function in functions.items() if ">>> " not in function.__doc__}
