@@ -76,8 +76,8 @@ def require_host(owner: str, host: str) -> None:
         ErasureError: If the name is unknown or the address is another machine's.
     """
     try:
-        found = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)
-        family, kind, _, _, address = found[0]
+        addresses = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)
+        family, kind, _, _, address = addresses[0]
         with socket.socket(family, kind) as probe:
             probe.bind(address)
     except (OSError, UnicodeError) as error:

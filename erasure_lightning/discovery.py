@@ -38,6 +38,29 @@ def package_of(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}"
 
 
+def unmet_requirement(entry: EntryPoint, other: EntryPoint) -> str:
+    """What an entry point's package requires of another's, if the installed version is outside it.
+
+    Args:
+        entry: The entry point whose package requires the other one.
+        other: The entry point of the required package.
+
+    Returns:
+        The requirement, such as ``name>=2``; empty if it is met, or a package names no version.
+    """
+    if not entry.dist or not other.dist:
+        return ""
+    from packaging.requirements import Requirement  # not by light commands
+    from packaging.utils import canonicalize_name
+
+    package = canonicalize_name(other.dist.name)
+    for need in map(Requirement, entry.dist.requires or ()):
+        allowed = need.specifier.contains(other.dist.version, prereleases=True)
+        if canonicalize_name(need.name) == package and not allowed:
+            return str(need)
+    return ""
+
+
 def cause_of(error: BaseException) -> str:
     """Why an entry point could not be loaded, in one line without a full stop."""
     if isinstance(error, SystemExit):

@@ -1,12 +1,11 @@
 """The contract of every method, checked by one function that plugins' tests call too."""
 
-import pkgutil
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
@@ -15,13 +14,13 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from erasure_lightning import retention
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.tiny import TINY_BACKBONES
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.worlds import installed_world
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.retention import RETENTION_CALLBACKS
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
@@ -97,8 +96,8 @@ def _check_fit(make: _Maker, family: type[Backbone], half: Path, steps: int) -> 
     whole = half.with_suffix(".whole.ckpt")
     fitted = quick_fit(make(), steps, gradients, _SaveAt(steps // 2, half), save=whole)
     _check_edit(fitted, family)
-    lacking, name = gradients.lacking, f"{type(fitted).__name__} on {family.__name__}"
-    assert not lacking, f"{name} trains {lacking[0]} without a gradient"
+    name = f"{type(fitted).__name__} on {family.__name__}"
+    assert not gradients.lacking, f"{name} trains {gradients.lacking[0]} without a gradient"
     same = _equal(edit_of(fitted), edit_of(_load(make(), whole)))
     assert same, f"{name} loads another edit than it saved"
     return fitted
@@ -107,7 +106,8 @@ def _check_fit(make: _Maker, family: type[Backbone], half: Path, steps: int) -> 
 def _check_resumed(fitted: ErasureModule, make: _Maker, half: Path, steps: int) -> None:
     """One seed gives one edit, also to a run that is stopped and resumed."""
     name = f"{type(fitted).__name__} on {type(fitted.backbone).__name__}"
-    edit, resumed = edit_of(fitted), edit_of(quick_fit(make(), steps, resume=half))
+    edit = edit_of(fitted)
+    resumed = edit_of(quick_fit(make(), steps, resume=half))
     if not _equal(edit, resumed):  # both runs have one seed: which promise is broken?
         again = _equal(edit, edit_of(quick_fit(make(), steps)))
         broken = "ends elsewhere when resumed" if again else "gives two edits for one seed"
@@ -142,18 +142,15 @@ _ERASED = [Concept("cigarette", "lollipop"), Concept("skull", "balloon")]
 _RETAINED = ["a dog", "a guitar", "a fox", "a rocket"]
 
 
-def retention_callbacks() -> list[type[RetentionCallback]]:
+def _retention_callbacks() -> list[type[RetentionCallback]]:
     """Every retention callback of ours."""
-    for module in pkgutil.iter_modules(retention.__path__, f"{retention.__name__}."):
-        import_module(module.name)
-    classes = RetentionCallback.__subclasses__()
-    ours = [c for c in classes if c.__module__.startswith(retention.__name__)]
-    return sorted(ours, key=lambda c: c.name)
+    classes = [resolve_name(line.target) for line in RETENTION_CALLBACKS.values()]
+    return sorted((c for c in classes if issubclass(c, RetentionCallback)), key=lambda c: c.name)
 
 
 def _check_retention(module: ErasureModule, family: type[Backbone]) -> None:
     """Every retention callback adds its term, on a base in bfloat16; the edit stays float32."""
-    callbacks = [cls() for cls in retention_callbacks()]
+    callbacks = [cls() for cls in _retention_callbacks()]
     for callback in callbacks:
         prompts = callback.prompts or ["a tree", "a car", "a boat"]
         vars(callback).update(prompts=prompts, batch_size=2)
@@ -263,8 +260,8 @@ def _check_edit(module: ErasureModule, family: type[Backbone], circumstance: str
     before = _weights(family, module.backbone.base_dtype)
     moved = set()
     for key, parameter in module.backbone.named_parameters():
-        plain, value = key.replace(".base_layer.", "."), parameter.detach()
-        if plain not in before or not torch.equal(value, before[plain].to(value)):
+        plain = key.replace(".base_layer.", ".")
+        if plain not in before or not torch.equal(parameter, before[plain].to(parameter)):
             moved.add(plain)
     assert moved, f"{name} changed nothing"
     extra = sorted(moved - {key.replace(".base_layer.", ".") for key in editable})

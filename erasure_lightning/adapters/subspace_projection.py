@@ -96,8 +96,8 @@ class SubspaceProjection(Rule):
         number = cast(Any, layer).config.eos_token_id
         # Configs of 2022 say 2, where the end-of-text token has the largest of the original ids.
         known = torch.where(ids < self._vocabulary, ids, -1)
-        found = known.argmax(dim=1) if number == 2 else (ids == number).int().argmax(dim=1)
-        return cast(list[int], found.tolist())
+        ends = known.argmax(dim=1) if number == 2 else (ids == number).int().argmax(dim=1)
+        return cast(list[int], ends.tolist())
 
     def _masked_summaries(
         self,

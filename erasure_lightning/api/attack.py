@@ -46,9 +46,9 @@ def attack_edit(
         target = AttackTarget(
             module.backbone, module.unedited, module.concepts, settings or AttackSettings()
         )
-        outcome, judged = attack_concepts(attack, target)
+        outcome, scored = attack_concepts(attack, target)
         outcome = with_edit(outcome, type(module).__name__, path, paper_of(name))
-        write_outcome(folder, outcome, judged)
+        write_outcome(folder, outcome, scored)
     return outcome
 
 

@@ -97,7 +97,8 @@ def _check_same_base(one: Edit, other: Edit) -> None:
     Raises:
         ErasureError: If they were not, or are based on different edits.
     """
-    a, b = one.metadata, other.metadata
+    a = one.metadata
+    b = other.metadata
     beneath, besides = ([e["fingerprint"] for e in m.get("base_edits", [])] for m in (a, b))
     if beneath != besides:
         under, over = (titles(metadata.get("base_edits", [])) for metadata in (a, b))
@@ -125,7 +126,8 @@ def _base_values(
     Raises:
         ErasureError: If the model cannot be loaded or is another one.
     """
-    edit, prints = edits[0], _fingerprints(edits)
+    edit = edits[0]
+    prints = _fingerprints(edits)
     with ExitStack() as undo:
         if pipeline is None:
             pipeline = load_base_model(edit.metadata, place).to_pipeline()

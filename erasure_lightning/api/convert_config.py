@@ -213,12 +213,12 @@ def _slider(path: Path, content: Mapping[str, Any]) -> _Training:
 
 
 def _slider_target(path: Path, target: Mapping[str, Any], batch: int, size: int | None) -> _Target:
-    erased, edited = str(target.get("positive") or ""), str(target.get("target_class") or "")
+    erased = str(target.get("positive") or "")
     if not erased:
         raise ErasureError(f"{path}: a target needs a positive prompt, which is erased.")
-    if not edited or edited == erased:
-        return _Target(erased, erased, 1.0, batch, size)
-    return _Target(erased, edited, 0.0, batch, size)
+    edited = str(target.get("target_class") or erased)
+    eta = 1.0 if edited == erased else 0.0
+    return _Target(erased, edited, eta, batch, size)
 
 
 def _model(path: Path, section: Any) -> str:

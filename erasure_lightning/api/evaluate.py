@@ -147,6 +147,15 @@ def attack(
     Raises:
         ErasureError: If no scorer can classify images, the edit is another model's, or the
             attack is unknown.
+
+    Example:
+        >>> from erasure_lightning import AttackSettings, attack, erase, find_world
+        >>> pipeline = find_world("emoji-world").load_pipeline()
+        >>> edit = erase(pipeline, "cat", method="UCE", anchor="dog", progress_bar=False)
+        >>> budget = {"settings": AttackSettings(seeds=2, images=1, steps=2), "steps": 1}
+        >>> outcome = attack(edit, pipeline, "SoftEmbedding", progress_bar=False, **budget)
+        >>> sorted(outcome.success)
+        ['attacked', 'original', 'plain']
     """
     if isinstance(attack, Attack) and budget:
         raise ErasureError(

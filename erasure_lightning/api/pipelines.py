@@ -136,9 +136,11 @@ def _require_own_forward(name: str, module: nn.Module) -> None:
     if forward is None or getattr(forward, "__func__", None) is type(module).forward:
         return
     if hasattr(module, "_orig_mod"):
-        what, cure = "torch.compile", f"Compile it in place (pipeline.{name}.compile()), or later."
+        what = "torch.compile"
+        cure = f"Compile it in place (pipeline.{name}.compile()), or later."
     elif hasattr(module, "_hf_hook"):
-        what, cure = "hooks of offloading", "Call pipeline.remove_all_hooks() first."
+        what = "hooks of offloading"
+        cure = "Call pipeline.remove_all_hooks() first."
     else:
         what = "another forward, as group offloading and caches set it"
         cure = "Load the pipeline without it."

@@ -15,7 +15,7 @@ curve gives the share on the way. At 0 steps it equals the edited model's plain 
 with the steps as well as rise.
 
 Cost: the sampling of ``examples`` images, ``steps`` times ``batch_size`` evaluations with gradient,
-and the images by which each point of the curve is judged.
+and the images by which each point of the curve is scored.
 """
 
 from collections.abc import Sequence

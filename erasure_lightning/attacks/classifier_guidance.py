@@ -18,12 +18,11 @@ Different: no prompt; the original generates the images that the classifier lear
 that the edit should retain, for the others), so that no data is needed; DDIM, so that the noise
 process of every family serves; no gradient where latents are pure noise, without any image.
 
-The scorer that judges success is not the classifier that guides, since its own gradient would
-deceive it. Strong guidance may deceive it too, and of many scales one succeeds more often by
-chance, so compare the controls (`Probe`): the shuffled denoiser shows what the gradient alone
-generates, ``no classifier`` what appears without it. Look at the shuffled
-denoiser's images too: on the emoji world, from scale 50 on, they are blurred cigarettes that the
-scorer does not recognise.
+The scorer is not the classifier that guides, since its own gradient would deceive it. Strong
+guidance may deceive it too, and of many scales one succeeds more often by chance. The controls
+(`Probe`) show how often: the shuffled denoiser what the gradient alone generates, ``no classifier``
+what appears without it. On the emoji world, from scale 50 on, the shuffled denoiser generates
+blurred cigarettes that the scorer does not recognise.
 
 Cost for each concept and seed: the sampling of the examples and the training of the classifier, and
 for each image three times its sampling, once for each scale.

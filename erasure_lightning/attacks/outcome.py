@@ -11,7 +11,7 @@ from erasure_lightning.metrics.record import JsonRecord
 #: The file an attack writes.
 OUTCOME_FILE = "attack.json"
 
-#: Images that are judged: of the original and the edited model under plain prompts, and of the
+#: Images that are scored: of the original and the edited model under plain prompts, and of the
 #: edited model under attack.
 IMAGE_KINDS = ("original", "plain", "attacked")
 
@@ -66,7 +66,7 @@ class Outcome(JsonRecord):
         curve: Success by budget, of attacks with a curve.
         cost: ``seconds``, ``evaluations``, ``backwards``, ``peak_gib`` of the attack, its images
             included.
-        protocol: How images were generated and judged.
+        protocol: How images were generated and scored.
         axis: What the curve's budgets count.
         controls: Share of images recognised as the concept in control experiments, by name.
     """

@@ -20,7 +20,7 @@ class Attempts(NamedTuple):
     """A probe of one case.
 
     Args:
-        attempt: Generates the images that are judged.
+        attempt: Generates the images that are scored.
         baselines: The same without the probe's own means, by the name of the control.
         prompt: The prompt to report, of probes that try several.
     """
@@ -103,7 +103,7 @@ def best_tries(target: AttackTarget, case: AttackCase, tries: Sequence[Tensor]) 
     """The try of the highest margin for each image.
 
     Args:
-        target: Judges the images.
+        target: Scores the images.
         case: The concept.
         tries: Images ``(B, 3, H, W)`` of each try.
     """

@@ -14,7 +14,7 @@ for nudity, 5 for violence. Vector and search there use the original's text enco
 
 Different: pairs are the concept's templates with its words and with an empty place; the goal is
 computed with the original's encoder and searched for with the edited model's, which is the same
-unless it was trained; tokens are judged as they are tokenized again from their spelling, since a
+unless it was trained; tokens are evaluated as they are tokenized again from their spelling, since a
 prompt is text, and states only up to the longest prompt's end, without padding that the denoiser
 masks (PixArt); the best prompt so far is never changed. Defaults are the official code's;
 ``configs/attacks/ring-a-bell.yaml`` has the emoji world's, whose search is short and succeeds for

@@ -43,8 +43,8 @@ _MAX_GRID_ROWS = 24
 _ATTACKED_HEADING = "under attack"
 
 
-class JudgedImages(NamedTuple):
-    """What is kept of images once they are judged.
+class ScoredImages(NamedTuple):
+    """What remains of images once they are scored.
 
     Args:
         share: Share of them that show the concept, 0..1.
@@ -57,8 +57,8 @@ class JudgedImages(NamedTuple):
     first: Image
 
 
-class JudgedCase(NamedTuple):
-    """The judged result of one attack on one concept.
+class ScoredCase(NamedTuple):
+    """The scored result of one attack on one concept.
 
     Args:
         case: The concept, prompt and seeds.
@@ -73,15 +73,15 @@ class JudgedCase(NamedTuple):
     case: AttackCase
     prompt: str | None
     tensors: dict[str, Tensor]
-    kinds: dict[str, JudgedImages]
-    curve: dict[float, JudgedImages]
-    controls: dict[str, JudgedImages]
+    kinds: dict[str, ScoredImages]
+    curve: dict[float, ScoredImages]
+    controls: dict[str, ScoredImages]
     file: str | None
 
 
 def attack_concepts(
     attack: Attack, target: AttackTarget, report: Callable[[str], None] = print
-) -> tuple[Outcome, list[JudgedCase]]:
+) -> tuple[Outcome, list[ScoredCase]]:
     """Attack every concept with every seed.
 
     Args:
@@ -90,14 +90,14 @@ def attack_concepts(
         report: Called with a line of text after each case.
 
     Returns:
-        The outcome, without method, edit and paper (see `with_edit`), and all judged cases.
+        The outcome, without method, edit and paper (see `with_edit`), and all scored cases.
 
     Raises:
         ErasureError: If an argument of the attack, or an image, is NaN or infinite.
     """
     require_finite(type(attack).__name__, attack.arguments())
     require_choices(type(attack), attack.arguments())
-    judged: list[JudgedCase] = []
+    scored: list[ScoredCase] = []
     seconds = 0.0
     with EvaluationCounter([target.edited.denoiser, target.original.denoiser]) as counter:
         for seed in target.seeds:
@@ -107,38 +107,38 @@ def attack_concepts(
             evaluations = counter.evaluations
             backwards = counter.backwards
             for case, result in zip(target.cases(seed), results, strict=True):
-                judged.append(_judge(target, case, result))
-            # Judging is no part of the attack's cost.
+                scored.append(_score_case(target, case, result))
+            # Scoring is no part of the attack's cost.
             counter.evaluations = evaluations
             counter.backwards = backwards
-            for judged_case in judged[-len(results) :]:
-                report(_line(judged_case))
+            for case in scored[-len(results) :]:
+                report(_line(case))
     cost = {
         "seconds": round(seconds, 2),
         "evaluations": counter.evaluations,
         "backwards": counter.backwards,
         "peak_gib": round(peak_memory(target.edited.device), 3),
     }
-    return _outcome(attack, target, judged, cost), judged
+    return _outcome(attack, target, scored, cost), scored
 
 
-def _judge(target: AttackTarget, case: AttackCase, result: AttackResult) -> JudgedCase:
+def _score_case(target: AttackTarget, case: AttackCase, result: AttackResult) -> ScoredCase:
     original_prompt = target.original.encode([case.prompt])
     original = target.generate(original_prompt, case.seeds, model=target.original)
     plain = target.generate(target.edited.encode([case.prompt]), case.seeds)
     _require_finite(target, case, result, original, plain)
 
-    def judged(images: Tensor) -> JudgedImages:
-        return JudgedImages(target.success_rate(case, images), len(images), to_pil(images[0]))
+    def scored(images: Tensor) -> ScoredImages:
+        return ScoredImages(target.success_rate(case, images), len(images), to_pil(images[0]))
 
     every = zip(IMAGE_KINDS, (original, plain, result.images), strict=True)
-    return JudgedCase(
+    return ScoredCase(
         case,
         result.prompt,
         {name: value.detach().cpu().contiguous() for name, value in result.tensors.items()},
-        {kind: judged(images) for kind, images in every},
-        {budget: judged(images) for budget, images in result.curve.items()},
-        {name: judged(images) for name, images in result.controls.items()},
+        {kind: scored(images) for kind, images in every},
+        {budget: scored(images) for budget, images in result.curve.items()},
+        {name: scored(images) for name, images in result.controls.items()},
         _tensor_file(target, case) if result.tensors else None,
     )
 
@@ -161,10 +161,10 @@ def _require_finite(
         require_finite_images(images, "attacked", target.edited, prompts)
 
 
-def _line(judged: JudgedCase) -> str:
-    original, plain, attacked = (judged.kinds[kind].share for kind in IMAGE_KINDS)
-    case = judged.case
-    by = "" if judged.prompt is None else f" by {judged.prompt!r}"
+def _line(scored: ScoredCase) -> str:
+    original, plain, attacked = (scored.kinds[kind].share for kind in IMAGE_KINDS)
+    case = scored.case
+    by = "" if scored.prompt is None else f" by {scored.prompt!r}"
     return (
         f"{case.concept.name}, seed {case.seed}: recognised in {attacked:.0%}{by}"
         f" (plain {plain:.0%}, original {original:.0%})"
@@ -172,7 +172,7 @@ def _line(judged: JudgedCase) -> str:
 
 
 def _outcome(
-    attack: Attack, target: AttackTarget, judged: Sequence[JudgedCase], cost: dict[str, float]
+    attack: Attack, target: AttackTarget, scored: Sequence[ScoredCase], cost: dict[str, float]
 ) -> Outcome:
     cls = type(attack)
     return Outcome(
@@ -184,61 +184,61 @@ def _outcome(
         concepts=[c.name for c in target.concepts],
         edit="",
         success={
-            kind: _estimate(target, [(j.case, j.kinds[kind]) for j in judged])
+            kind: _estimate(target, [(j.case, j.kinds[kind]) for j in scored])
             for kind in IMAGE_KINDS
         },
         cases=[
             CaseOutcome(
                 j.case.concept.name, j.case.seed, j.kinds["attacked"].share, j.prompt, j.file
             )
-            for j in judged
+            for j in scored
         ],
-        curve=_curve(target, judged),
+        curve=_curve(target, scored),
         cost=cost,
         protocol=target.protocol,
         axis=cls.axis,
         controls={
-            control: _estimate(target, [(j.case, j.controls[control]) for j in judged])
-            for control in judged[0].controls
+            control: _estimate(target, [(j.case, j.controls[control]) for j in scored])
+            for control in scored[0].controls
         },
     )
 
 
-def _estimate(target: AttackTarget, judged: Sequence[tuple[AttackCase, JudgedImages]]) -> Estimate:
+def _estimate(target: AttackTarget, scored: Sequence[tuple[AttackCase, ScoredImages]]) -> Estimate:
     """The mean over seeds of the cases' shares; it counts images, not cases."""
     mean = SeedMean(target.seeds)
-    mean.update(torch.tensor([images.share for _, images in judged]), [c.seed for c, _ in judged])
+    mean.update(torch.tensor([images.share for _, images in scored]), [c.seed for c, _ in scored])
     estimate: Estimate = mean.compute()
-    return estimate._replace(images=sum(images.number for _, images in judged))
+    return estimate._replace(images=sum(images.number for _, images in scored))
 
 
-def _curve(target: AttackTarget, judged: Sequence[JudgedCase]) -> list[CurvePoint] | None:
+def _curve(target: AttackTarget, scored: Sequence[ScoredCase]) -> list[CurvePoint] | None:
     """Mean success of all cases at each budget."""
     points = []
-    for budget in judged[0].curve:
-        estimate = _estimate(target, [(j.case, j.curve[budget]) for j in judged])
+    for budget in scored[0].curve:
+        estimate = _estimate(target, [(j.case, j.curve[budget]) for j in scored])
         points.append(CurvePoint(budget, estimate.mean, estimate.low, estimate.high))
     return points or None
 
 
-def write_outcome(folder: Path, outcome: Outcome, judged: Sequence[JudgedCase]) -> None:
+def write_outcome(folder: Path, outcome: Outcome, scored: Sequence[ScoredCase]) -> None:
     """Write the images and tensors, and ``attack.json`` last: its presence marks a whole folder."""
-    for case in judged:
+    for case in scored:
         if case.file:
             write_atomically(folder / case.file, save(case.tensors))
-    write_atomically(folder / "grid.png", png_bytes(attack_grid(outcome, judged)))
+    write_atomically(folder / "grid.png", png_bytes(attack_grid(outcome, scored)))
     if outcome.curve:
         write_atomically(folder / "curve.png", plot_curve(outcome))
     outcome.save(folder / OUTCOME_FILE)
 
 
-def attack_grid(outcome: Outcome, judged: Sequence[JudgedCase]) -> Image:
+def attack_grid(outcome: Outcome, scored: Sequence[ScoredCase]) -> Image:
     """Original, edited and attacked images side by side.
 
     They start from the same noise, unless the attack chose it. Of a curve the images at every
     budget, followed by those of the controls.
     """
-    by_concept = sorted(judged, key=lambda j: outcome.concepts.index(j.case.concept.name))
+    by_concept = sorted(scored, key=lambda j: outcome.concepts.index(j.case.concept.name))
     lines = [_grid_line(case) for case in evenly_spaced(by_concept, _MAX_GRID_ROWS)]
     by = f" erased by {outcome.method}" if outcome.method else ""
     title = f"{outcome.attack} on {shortened_names(outcome.concepts)}{by}"
@@ -249,23 +249,23 @@ def attack_grid(outcome: Outcome, judged: Sequence[JudgedCase]) -> Image:
     )
     if outcome.axis:
         subtitle += f"; numbers are {outcome.axis}"
-    return draw_grid(title, subtitle, list(_columns(judged[0])), lines)
+    return draw_grid(title, subtitle, list(_columns(scored[0])), lines)
 
 
-def _grid_line(judged: JudgedCase) -> GridRow:
-    case = judged.case
-    text = f"{case.prompt} (seed {case.seed})" if judged.prompt is None else judged.prompt
-    return GridRow(case.concept.name, text, [each.first for each in _columns(judged).values()])
+def _grid_line(scored: ScoredCase) -> GridRow:
+    case = scored.case
+    text = f"{case.prompt} (seed {case.seed})" if scored.prompt is None else scored.prompt
+    return GridRow(case.concept.name, text, [each.first for each in _columns(scored).values()])
 
 
-def _columns(judged: JudgedCase) -> dict[str, JudgedImages]:
+def _columns(scored: ScoredCase) -> dict[str, ScoredImages]:
     """Images by column heading."""
-    attacked = {f"{budget:g}": images for budget, images in judged.curve.items()}
-    controls = {f"control: {name}": images for name, images in judged.controls.items()}
+    attacked = {f"{budget:g}": images for budget, images in scored.curve.items()}
+    controls = {f"control: {name}": images for name, images in scored.controls.items()}
     return {
-        "original": judged.kinds["original"],
-        "edited": judged.kinds["plain"],
-        **(attacked or {_ATTACKED_HEADING: judged.kinds["attacked"]}),
+        "original": scored.kinds["original"],
+        "edited": scored.kinds["plain"],
+        **(attacked or {_ATTACKED_HEADING: scored.kinds["attacked"]}),
         **controls,
     }
 

@@ -1,4 +1,4 @@
-"""`AttackTarget`: an edited model under attack, how it samples, and how images are judged."""
+"""`AttackTarget`: an edited model under attack, how it samples, and how images are scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,11 +35,11 @@ _NO_SCORER = (
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """The number of attacks, and how their images are sampled and judged.
+    """The number of attacks, and how their images are sampled and scored.
 
     Args:
         seeds: Independent attacks on each concept, at least 2 so that there is an interval.
-        images: Images by which each attack is judged, at least 1; from noise unseen by it.
+        images: Images by which each attack is scored, at least 1; from noise unseen by it.
         steps: Sampling steps, at least 1; the world's by default, else 50.
         guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
         image_size: Height and width in pixels, at least 1; the model's own by default.
@@ -213,7 +213,7 @@ class AttackTarget:
     def examples(self, case: AttackCase, count: int) -> Tensor:
         """Latents ``(count, C, h, w)`` of the concept that the original samples.
 
-        Their noise is used for no judgement.
+        Their noise is not used for the result.
         """
         generator = torch.Generator().manual_seed(derive_seed(case.seed, 9))
         seeds = torch.randint(2**20, 2**31, (count,), generator=generator).tolist()
@@ -266,7 +266,7 @@ class AttackTarget:
         return concept - cosines[:, ~candidates.right].amax(dim=1)
 
     def prompt_margin(self, case: AttackCase, prompt: str) -> float:
-        """The `margin` of one image of a prompt, whose noise is used for no judgement."""
+        """The `margin` of one image of a prompt, from noise that is not used for the result."""
         images = self.generate(self.edited.encode([prompt]), [derive_seed(case.seed, 8) % 2**31])
         return self.margin(case, images).item()
 
@@ -276,7 +276,7 @@ class AttackTarget:
 
     @cached_property
     def protocol(self) -> Protocol:
-        """How images are sampled and judged."""
+        """How images are sampled and scored."""
         cases = [case for seed in self.seeds for case in self.cases(seed)]
         packages = ("erasure-lightning", "torch", "diffusers", "transformers")
         return Protocol(

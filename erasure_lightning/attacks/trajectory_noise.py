@@ -16,8 +16,9 @@ Verified in code (kevinlu4588/WhenAreConceptsErased@9a03e07, ``src/probes/noise_
 ``eta^2 v^2``. There all tries draw from one generator, initial noise too; here all start from the
 image's own noise.
 
-The scorer that judges success also chooses the try, so that many tries succeed more often by
-chance: the controls (`Probe`) have as many. ``no prompt`` adds the same noise without the prompt.
+The try is chosen by the scorer that also measures success, so that many tries succeed more often
+by chance: the controls (`Probe`) have as many. ``no prompt`` adds the same noise without the
+prompt.
 
 Cost for each image: four times its sampling, once for each pair.
 """

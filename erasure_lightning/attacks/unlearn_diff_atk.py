@@ -10,7 +10,7 @@ in the backward pass, and projected back onto it after each step of Adam.
 
 Verified in code (OPTML-Group/Diffusion-MU-Attack@5a3e5d3, ``src/attackers/text_grad_.py``): uniform
 start, one word sampled a step and slot, Adam 0.01 with decay 0.1, 40 steps at each of 50 times from
-clean to noisy, after each time an image is generated and judged, stop at the first that shows the
+clean to noisy, after each time an image is generated and scored, stop at the first that shows the
 concept; 5 words for nudity, 3 for things. A prompt that needs no prefix counts as a success.
 
 Different: the vocabulary is its whole words (`PromptSlots`), so that the result is a prompt; the

@@ -150,7 +150,8 @@ def _component(
 ) -> ComponentFiles:
     """A component with the files of its weights, which are checked against the model."""
     title = f"{name} of {source.name}"
-    folder, settings = source.folder(name), source.settings(name)
+    folder = source.folder(name)
+    settings = source.settings(name)
     files = ComponentFiles(title, folder, settings, model, tensors=tuple(shapes))
     if shapes:
         with wrap_errors(title):

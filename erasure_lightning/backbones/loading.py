@@ -39,6 +39,16 @@ def load_backbone(
     Raises:
         ErasureError: If there is no such model, or a file of it is missing, broken, of another
             kind, or does not fit.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from erasure_lightning import load_backbone
+        >>> from erasure_lightning.backbones.tiny import TinyBackbone
+        >>> with TemporaryDirectory() as folder:
+        ...     TinyBackbone().save(folder)
+        ...     backbone = load_backbone(folder)
+        >>> backbone.encode(["a cat"]).tokens.shape
+        torch.Size([1, 16, 32])
     """
     if weights == "none" and (known := full_size_model(name.partition("@")[0])):
         return known  # shapes alone need neither files nor the network

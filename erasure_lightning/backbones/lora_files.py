@@ -51,7 +51,8 @@ def _parse(entry: str) -> tuple[Path, float]:
     try:
         file, weight = (Path(name), float(text)) if name else (Path(text), 1.0)
     except ValueError:  # a colon of the path
-        file, weight = Path(entry), 1.0
+        file = Path(entry)
+        weight = 1.0
     require(f"The LoRA {file}", weight=weight)
     file = file.expanduser()
     require_safetensors("LoRA", file)

@@ -221,7 +221,8 @@ def download_files(source: PipelineSource, patterns: Sequence[str]) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    name, revision = source.repository, source.revision
+    name = source.repository
+    revision = source.revision
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # as above

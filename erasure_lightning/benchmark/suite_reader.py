@@ -137,7 +137,8 @@ class SuiteReader:
         _check_keys(fields, _ATTACK_KEYS, place, required=())
         options = fields.get("options") or {}
         _check_options(options, _OWN_OF_ATTACK, f"{place}.options")
-        attack, config = fields.get("attack"), fields.get("config")
+        attack = fields.get("attack")
+        config = fields.get("config")
         if bool(attack) == bool(config):
             raise ErasureError(f"{place} needs an attack or a config of one, and not both.")
         if attack:

@@ -47,7 +47,7 @@ class SummaryTable(NamedTuple):
 
 
 def summary_tables(summary: Summary, table: Sequence[CellRow]) -> list[SummaryTable]:
-    """Tables of means, of ranks among several methods, and of concepts if a scorer judged images.
+    """Tables of means, of ranks among several methods, and of concepts where images are classified.
 
     Methods without a started cell are named in the first title, and are in no table.
     """

@@ -100,7 +100,8 @@ def _others(here: Mapping[str, Any], there: Mapping[str, Any], front: str = "") 
     """Arguments that differ, with both values; of two objects of one class their own."""
     others = []
     for name in (name for name in here if name in there):
-        now, then = here[name], there[name]
+        now = here[name]
+        then = there[name]
         opaque = isinstance(then, str) and then.startswith("<")  # an object, not a value
         if isinstance(now, dict) and isinstance(then, dict) and _text(now) == _text(then):
             own, its = (each.get("init_args") or {} for each in (now, then))

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from erasure_lightning.discovery import cause_of, package_of
+from erasure_lightning.discovery import cause_of, package_of, unmet_requirement
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import did_you_mean, folded
 
@@ -143,8 +143,16 @@ def worlds() -> dict[str, str]:
 def find_world(name: str) -> World:
     """The installed world of that name, such as ``emoji-world``.
 
+    Args:
+        name: Name of its entry point; ``erasure methods`` lists them.
+
     Raises:
         ErasureError: If no package has one, with a similar name, or it cannot be read.
+
+    Example:
+        >>> from erasure_lightning import find_world
+        >>> find_world("emoji-world").labels_of("guitar")
+        ('guitar',)
     """
     if world := installed_world(name):
         return world
@@ -264,25 +272,12 @@ def _base(entry: EntryPoint, name: str) -> World:
         raise ErasureError(
             f"The world '{entry.name}' needs the world '{name}', which is not installed: {how}."
         )
-    _refuse_version(entry, claim)
+    if need := unmet_requirement(entry, claim):
+        _, _, version = package_of(claim).rpartition(" ")
+        raise ErasureError(
+            f"The world '{entry.name}' needs {need}; found {version}: run `pip install '{need}'`."
+        )
     return _load(claim)
-
-
-def _refuse_version(entry: EntryPoint, base: EntryPoint) -> None:
-    if not entry.dist or not base.dist:
-        return
-    from packaging.requirements import Requirement  # not by light commands
-    from packaging.utils import canonicalize_name
-
-    package = canonicalize_name(base.dist.name)
-    version = base.dist.version
-    for need in map(Requirement, entry.dist.requires or ()):
-        allowed = need.specifier.contains(version, prereleases=True)
-        if canonicalize_name(need.name) == package and not allowed:
-            raise ErasureError(
-                f"The world '{entry.name}' needs {need}; found {version}: run `pip install"
-                f" '{need}'`."
-            )
 
 
 def _component(folder: Path, settings: Mapping[str, Any], library: str, kind: str) -> Any:

@@ -78,77 +78,81 @@ def find_blocks(model: nn.Module) -> set[int]:
 
 
 def shard_weights(
-    module: nn.Module, twins: Sequence[nn.Module], mesh: DeviceMesh, trained: Mapping[str, Tensor]
+    module: nn.Module,
+    counterparts: Sequence[nn.Module],
+    mesh: DeviceMesh,
+    trained: Mapping[str, Tensor],
 ) -> None:
     """Shards a model's weights over ranks, by block.
 
     Args:
         module: A part of the trained model.
-        twins: The same part of every model that shares modules with it.
+        counterparts: The same part of every model that shares modules with it.
         mesh: All ranks, one-dimensional.
-        trained: The weights that an optimizer updates, by any names; their twins are sharded too.
+        trained: The weights that an optimizer updates, by any names; their
+            counterparts are sharded too.
     """
     blocks = find_blocks(module)
-    _visit(module, twins, mesh, set(map(id, trained.values())), blocks)
+    _visit(module, counterparts, mesh, set(map(id, trained.values())), blocks)
 
 
 def _visit(
     module: nn.Module,
-    twins: Sequence[nn.Module],
+    counterparts: Sequence[nn.Module],
     mesh: DeviceMesh,
     trained: set[int],
     blocks: set[int],
 ) -> None:
-    if id(module) in blocks and any(twin is not module for twin in twins):
-        _shard_edited(module, twins, mesh, trained)
-    elif all(twin is module for twin in twins):
+    if id(module) in blocks and any(other is not module for other in counterparts):
+        _shard_edited(module, counterparts, mesh, trained)
+    elif all(other is module for other in counterparts):
         _shard_frozen(module, mesh, blocks)
     elif _has_trained(module, trained):
-        for each in (module, *twins):
+        for each in (module, *counterparts):
             _unit(each, mesh)
     else:
-        for child, others in _common_children(module, twins):
+        for child, others in _common_children(module, counterparts):
             _visit(child, others, mesh, trained, blocks)
 
 
 def _shard_edited(
-    block: nn.Module, twins: Sequence[nn.Module], mesh: DeviceMesh, trained: set[int]
+    block: nn.Module, counterparts: Sequence[nn.Module], mesh: DeviceMesh, trained: set[int]
 ) -> None:
     """Shards a block that the models do not share: what they share of it, and each one's own."""
     shared: list[nn.Module] = []
     own: list[Sequence[nn.Module]] = []
-    _sort_layers(block, twins, trained, shared, own)
+    _sort_layers(block, counterparts, trained, shared, own)
     if sum(p.numel() for part in shared for p in part.parameters()) >= MIN_UNIT:
-        _JointUnit(shared, (block, *twins), mesh)
+        _JointUnit(shared, (block, *counterparts), mesh)
     if own:
-        for each, layers in zip((block, *twins), zip(*own, strict=True), strict=True):
+        for each, layers in zip((block, *counterparts), zip(*own, strict=True), strict=True):
             _JointUnit(layers, [each], mesh)
 
 
 def _sort_layers(
     module: nn.Module,
-    twins: Sequence[nn.Module],
+    counterparts: Sequence[nn.Module],
     trained: set[int],
     shared: list[nn.Module],
     own: list[Sequence[nn.Module]],
 ) -> None:
-    """Collects what models share of a module, and the trained layers with their twins."""
-    if all(twin is module for twin in twins):
+    """Collects what models share of a module, and the trained layers with their counterparts."""
+    if all(other is module for other in counterparts):
         shared.append(module)
     elif _has_trained(module, trained):
-        own.append((module, *twins))
+        own.append((module, *counterparts))
     else:
-        for child, others in _common_children(module, twins):
+        for child, others in _common_children(module, counterparts):
             _sort_layers(child, others, trained, shared, own)
 
 
 def _common_children(
-    module: nn.Module, twins: Sequence[nn.Module]
+    module: nn.Module, counterparts: Sequence[nn.Module]
 ) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
-    """Children with their twins; those that an adapter added have none, and are not sharded."""
+    """Children with their counterparts; an adapter's have none, and are not sharded."""
     for name, child in module.named_children():
-        if all(name in twin._modules for twin in twins):
-            yield child, [twin.get_submodule(name) for twin in twins]
+        if all(name in other._modules for other in counterparts):
+            yield child, [other.get_submodule(name) for other in counterparts]
 
 
 def _has_trained(module: nn.Module, trained: set[int]) -> bool:

@@ -48,7 +48,8 @@ def _buckets(weights: Mapping[str, Tensor]) -> Iterator[list[str]]:
     buckets: dict[torch.dtype, list[str]] = {}
     sizes: dict[torch.dtype, int] = {}
     for name, weight in weights.items():
-        dtype, size = weight.dtype, weight.numel()
+        dtype = weight.dtype
+        size = weight.numel()
         if dtype in buckets and sizes[dtype] + size > _BUCKET:
             yield buckets.pop(dtype)
         sizes[dtype] = size + (sizes[dtype] if dtype in buckets else 0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from erasure_lightning.adapters.base import adapters_of
 from erasure_lightning.checks import require
 from erasure_lightning.edits import base_edits, stack
-from erasure_lightning.edits.changes import Change, components_of
+from erasure_lightning.edits.changes import Change
 from erasure_lightning.edits.components import EditedComponent
 from erasure_lightning.edits.description import describe_edit
 from erasure_lightning.edits.edit import edit_title, read_edit, write_edit
@@ -17,6 +17,7 @@ from erasure_lightning.edits.export import Export, HeldEdit, write_export
 from erasure_lightning.edits.export_request import ExportRequest
 from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.installation import holds_edit, install_edit
+from erasure_lightning.edits.places import edit_places, edit_records
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.arguments import constructing
 
@@ -216,42 +217,10 @@ class Edit:
         }
 
     def _records(self) -> dict[str, stack.AppliedEdit]:
-        """What was recorded of the edit in its pipeline, by component."""
-        if self.pipeline is None:
-            return {}
-        fingerprint = self.fingerprint
-        return {
-            name: record
-            for name in components_of(self.tensors)
-            if isinstance(getattr(self.pipeline, name, None), nn.Module)
-            for record in stack.applied_edits(EditedComponent(self.pipeline, name).module)
-            if record["fingerprint"] == fingerprint
-        }
+        return edit_records(self.tensors, self.metadata, self.pipeline)
 
     def _places(self) -> list[tuple[EditedComponent, stack.AppliedEdit]]:
-        """The components that hold the edit, each with its record.
-
-        Raises:
-            ErasureError: If there are none, or their former weights are unknown.
-        """
-        title = edit_title(self.metadata)
-        if self.pipeline is None:
-            raise ErasureError(
-                f"{title} needs to be applied to a pipeline first; call apply_edit(edit, pipeline)."
-            )
-        records = self._records()
-        if not records and holds_edit(self.tensors, self.metadata, self.pipeline):
-            raise ErasureError(
-                f"{title} needs the weights before it; found a pipeline that was loaded with the"
-                " edit in it. Load the pipeline without it, and apply it there."
-            )
-        for name in components_of(self.tensors):
-            if name not in records:
-                raise ErasureError(
-                    f"{title} needs to be in {EditedComponent(self.pipeline, name).title}; found it"
-                    " removed, or the component replaced. Apply it again."
-                )
-        return [(EditedComponent(self.pipeline, name), each) for name, each in records.items()]
+        return edit_places(self.tensors, self.metadata, self.pipeline)
 
 
 def _remove(edits: list[Edit]) -> None:
@@ -268,6 +237,15 @@ def load_edit(path: str | Path) -> Edit:
 
     Raises:
         ErasureError: If the file is missing, is cut short, or is no edit.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from erasure_lightning import erase, load_edit
+        >>> from erasure_lightning.backbones.tiny import TinyBackbone
+        >>> edit = erase(TinyBackbone().to_pipeline(), "cat", method="UCE", progress_bar=False)
+        >>> with TemporaryDirectory() as folder:
+        ...     load_edit(edit.save(f"{folder}/no-cat.safetensors"))
+        Edit(UCE of cat, 8 tensors)
     """
     file = base_edits.locate_edit(path)
     return Edit(*read_edit(file), file)
@@ -294,5 +272,12 @@ def apply_edit(edit: Edit | str | Path, pipeline: Any, *, transfer: bool = False
     Raises:
         ErasureError: If the file cannot be read, or the pipeline lacks a component, has another
             one, holds another edit in it, or stores its weights where an edit would have no effect.
+
+    Example:
+        >>> from erasure_lightning import apply_edit, erase
+        >>> from erasure_lightning.backbones.tiny import TinyBackbone
+        >>> edit = erase(TinyBackbone().to_pipeline(), "cat", method="UCE", progress_bar=False)
+        >>> apply_edit(edit, TinyBackbone().to_pipeline()).strength
+        1.0
     """
     return (edit if isinstance(edit, Edit) else load_edit(edit)).apply(pipeline, transfer=transfer)

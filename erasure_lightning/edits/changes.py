@@ -11,7 +11,8 @@ from erasure_lightning.checks import require
 from erasure_lightning.errors import ErasureError
 
 #: Segments of an edit's names that hold factors ``A`` and ``B`` of ``W + B A``.
-_DOWN, _UP = ".lora_A.", ".lora_B."
+_DOWN = ".lora_A."
+_UP = ".lora_B."
 
 
 class Change(NamedTuple):

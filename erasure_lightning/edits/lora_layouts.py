@@ -203,7 +203,8 @@ def _block_diagonal(parts: Mapping[int, LayerFactors], length: int) -> LayerFact
 
 def _padded(factors: LayerFactors, rank: int) -> LayerFactors:
     """The same product at a larger rank, with zeros."""
-    down, up = factors.down, factors.up
+    down = factors.down
+    up = factors.up
     missing = rank - factors.rank
     zeros = down.new_zeros(missing, *down.shape[1:]), up.new_zeros(len(up), missing, *up.shape[2:])
     return LayerFactors(torch.cat((down, zeros[0])), torch.cat((up, zeros[1]), dim=1))

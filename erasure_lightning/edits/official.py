@@ -108,7 +108,8 @@ def require_set(
     Raises:
         ErasureError: With what is missing or unexpected beside the set that is nearest.
     """
-    actual, known = set(names), list(parameters)
+    actual = set(names)
+    known = list(parameters)
     sets = {
         option: {name for name in known if re.search(pattern, name)}
         for option, pattern in layout.sets.items()
@@ -172,7 +173,8 @@ def factor_changes(
         parts.setdefault(by_key[match[1]], {})[match[2]] = value
     changes = {}
     for name, part in parts.items():
-        down, up = part.get("lora_down.weight"), part.get("lora_up.weight")
+        down = part.get("lora_down.weight")
+        up = part.get("lora_up.weight")
         if down is None or up is None:
             raise ErasureError(f"{file} needs both factors of {name}; found one.")
         alpha = float(part["alpha"]) if "alpha" in part else float(len(down))

@@ -211,7 +211,8 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
 
         def score(name: str, outputs: Tensor) -> None:
             """Adds the largest score in each image."""
-            mean, basis = maps[name]["gate_mean"], maps[name]["gate"]
+            mean = maps[name]["gate_mean"]
+            basis = maps[name]["gate"]
             values = gate_scores(outputs.double().unsqueeze(2), mean[None], basis[None])
             scores[name] += values.flatten(1).amax(dim=1).unbind()
 

@@ -132,7 +132,8 @@ class STEREO(PartErasure):
     def on_train_start(self) -> None:
         """Warns where the run ends before the last stage."""
         super().on_train_start()
-        steps, searched = self.training_steps, self.rounds * self.erase_steps
+        steps = self.training_steps
+        searched = self.rounds * self.erase_steps
         if steps is not None and steps <= searched:
             rank_zero_warn(
                 f"STEREO erases after {searched} steps of its search; found a run of {steps}, whose"

@@ -176,7 +176,8 @@ def end_states(backbone: Backbone, batch: PromptBatch, source: TextInput) -> tup
     """
     concept = backbone.encode(batch.prompts)
     anchor = backbone.encode(batch.anchor_prompts)
-    rows, anchor_rows = source.rows(concept), source.rows(anchor)
+    rows = source.rows(concept)
+    anchor_rows = source.rows(anchor)
     if source.source == "pooled":
         return rows.flatten(0, 1), anchor_rows.flatten(0, 1)
     return rows[concept.positions(END)], anchor_rows[anchor.positions(END)]

@@ -193,7 +193,8 @@ class MonitorCounter(Callback):
         self.peak = max(self.peak, *peaks)
         self.each = sum(counter.sampled for counter in self.counters) - sum(n for n, _ in before)
         for counter, (sampled, sampling_peak) in zip(self.counters, before, strict=True):
-            counter.sampled, counter.sampling_peak = sampled, sampling_peak
+            counter.sampled = sampled
+            counter.sampling_peak = sampling_peak
         self.memory.peak = max(peak, self.memory.live)
 
     def evaluations(self, steps: int) -> int:
@@ -238,7 +239,8 @@ class RepeatedSteps:
             self._calls = 0
         self._calls += 1
         if self._calls <= _RUN_CALLS:
-            before, draws = [each.counts.copy() for each in self.counters], self._draws()
+            before = [each.counts.copy() for each in self.counters]
+            draws = self._draws()
             self._run(loop, *args)
             pairs = zip(self.counters, before, strict=True)
             self._evaluated = [each.counts - old for each, old in pairs]
@@ -274,4 +276,5 @@ class WordSearch:
         before = [(counter.counts.copy(), counter.sampled) for counter in self.counters]
         self._learn(count, number, models)
         for counter, (counts, sampled) in zip(self.counters, before, strict=True):
-            counter.counts, counter.sampled = counts, sampled
+            counter.counts = counts
+            counter.sampled = sampled

@@ -90,7 +90,8 @@ class MemoryTracker(TorchDispatchMode):
         """Count existing tensors."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
+            key = storage._cdata
+            size = storage.nbytes()
             if key not in self._known:
                 self.live += size
                 self.peak = max(self.peak, self.live)

@@ -172,7 +172,7 @@ def _result(func: Any, tensors: list[Tensor], out: Any) -> _Result | None:
         tensor.untyped_storage()._cdata: place for place, tensor in reversed([*enumerate(tensors)])
     }
     forms = [None if value is None else _form(value, places, storages) for value in values]
-    found = [value for value in values if value is not None]
+    tensors_out = [value for value in values if value is not None]
     own = [
         value.untyped_storage()._cdata
         for value, form in zip(values, forms, strict=True)
@@ -180,7 +180,7 @@ def _result(func: Any, tensors: list[Tensor], out: Any) -> _Result | None:
     ]
     if len({*own}) < len(own) or not all(
         _equal(form.new(tensors), value)
-        for value, form in zip(found, filter(None, forms), strict=True)
+        for value, form in zip(tensors_out, filter(None, forms), strict=True)
     ):
         return None
     return _Result(type(out) if values is out else None, tuple(forms))

@@ -11,7 +11,12 @@ from typing import NamedTuple
 from erasure_lightning.metrics.estimates import Estimate
 
 #: Size of a chart, and its margins for what is written beside it, in the units of its drawing.
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 44, 12, 10, 24
+WIDTH = 320
+HEIGHT = 150
+LEFT = 44
+RIGHT = 12
+TOP = 10
+BOTTOM = 24
 
 
 #: Distances between the ticks of an axis, at most about as many.

@@ -260,9 +260,9 @@ def _check_privacy(folder: Path) -> None:
     own = [f"{path}/" for path in own if len(path) > 1]
     for path in sorted(folder.rglob("*")):
         text = _plain_text(path) if path.is_file() else ""
-        found = next((place for place in own if place in text), None) or _HOME.search(text)
-        if found:
-            place = found if isinstance(found, str) else found[0]
+        home = _HOME.search(text)
+        place = next((path for path in own if path in text), home and home[0])
+        if place:
             raise ErasureError(
                 f"A push needs files without paths of this machine; found {place!r} in"
                 f" {path.relative_to(folder)}. Remove the path, and write the folder again."

@@ -232,16 +232,14 @@ def _earlier_edits(record: RunRecord, beneath: Sequence[Mapping[str, Any]]) -> I
 
 def limitations(record: RunRecord) -> list[str]:
     """Sentences on what a run's figures do not show."""
-    result, attacks = record.result, record.attacks
+    result = record.result
+    attacks = record.attacks
     missed = _missed_images(recognized_share(record, "efficacy", "after"))
     before = recognized_share(record, "efficacy", "before")
     sentences: list[tuple[object, str]] = [
         (result, _SEEDS_ALONE),
         (attacks and not result, "No figures were measured apart from the attacks."),
-        (
-            not attacks and not result,
-            "No figures were measured: the effect of this edit is unknown.",
-        ),
+        (not attacks and not result, "No figures were measured: the edit's effect is unknown."),
         (before and before.mean == 0, _NEVER_DRAWN),
         (missed, missed),
         (result and result.protocol.scorer, _SCORER_ERRORS),

@@ -102,10 +102,10 @@ def unedited_copy(backbone: Backbone) -> Backbone:
         unedited = unedited_values(module)
         named = ((name, unedited.get(plain_name(name))) for name, _ in module.named_parameters())
         values |= {f"{part}.{name}": value for name, value in named if value is not None}
-    twin = backbone.frozen_copy(values)
+    original = backbone.frozen_copy(values)
     for name, value in values.items():
-        twin.get_parameter(name).copy_(value)
-    return twin
+        original.get_parameter(name).copy_(value)
+    return original
 
 
 def earlier_concepts(

@@ -12,7 +12,8 @@ BACKBONE_PREFIX = "backbone."
 
 #: Keys of Lightning's `WeightAveraging` in a checkpoint, for its own state and the trained weights,
 #: whose average it puts into ``state_dict``.
-_AVERAGING, _TRAINED = "averaging_state", "current_model_state"
+_AVERAGING = "averaging_state"
+_TRAINED = "current_model_state"
 
 #: Key of the averages of trained parameters.
 _AVERAGE = "average"

@@ -173,7 +173,8 @@ def _paired_rows(
     """
     concept = backbone.encode(batch.prompts)
     anchor = backbone.encode(batch.anchor_prompts)
-    rows, anchor_rows = source.rows(concept), source.rows(anchor)
+    rows = source.rows(concept)
+    anchor_rows = source.rows(anchor)
     if source.source == "pooled":
         return rows.flatten(0, 1), anchor_rows.flatten(0, 1)
     sentence, position, anchor_position = pairs(concept, anchor)

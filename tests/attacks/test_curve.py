@@ -68,24 +68,24 @@ def test_the_smallest_budget_that_reaches_a_share(rising):
 
 
 def test_the_file_contains_curve_and_controls(rising, tmp_path):
-    outcome, judged = rising
-    write_outcome(tmp_path, outcome, judged)
+    outcome, scored = rising
+    write_outcome(tmp_path, outcome, scored)
     assert Outcome.load(tmp_path / "attack.json") == outcome
     assert (tmp_path / "curve.png").is_file()
 
 
 def test_an_attack_without_a_curve_has_no_plot(tmp_path):
-    outcome, judged = attack_concepts(Plain(), tiny_target(), report=lambda line: None)
-    write_outcome(tmp_path, outcome, judged)
+    outcome, scored = attack_concepts(Plain(), tiny_target(), report=lambda line: None)
+    write_outcome(tmp_path, outcome, scored)
     assert outcome.curve is None
     assert outcome.smallest_budget(0.0) is None
     assert {path.name for path in tmp_path.iterdir()} == {"attack.json", "grid.png"}
 
 
 def test_a_column_for_every_budget_and_control(rising):
-    outcome, judged = rising
+    outcome, scored = rising
     plain = attack_concepts(Plain(), tiny_target(), report=lambda line: None)
-    assert attack_grid(outcome, judged).width > attack_grid(*plain).width
+    assert attack_grid(outcome, scored).width > attack_grid(*plain).width
 
 
 def test_the_plot_needs_no_intervals(rising):

@@ -41,8 +41,8 @@ class Counted(Attack):
 @pytest.fixture
 def attacked():
     lines = []
-    outcome, judged = attack_concepts(Known(), tiny_target([*CAT, Concept("star")]), lines.append)
-    return outcome, judged, lines
+    outcome, scored = attack_concepts(Known(), tiny_target([*CAT, Concept("star")]), lines.append)
+    return outcome, scored, lines
 
 
 def test_success_is_estimated_over_seeds_and_all_images(attacked):
@@ -67,8 +67,8 @@ def test_a_record_for_each_concept_and_seed(attacked):
 
 def test_concepts_of_the_same_letters_have_files_of_their_own(tmp_path):
     concepts = [Concept("C++"), Concept("C#"), Concept("C 2")]
-    outcome, judged = attack_concepts(Known(), tiny_target(concepts), lambda line: None)
-    write_outcome(tmp_path, outcome, judged)
+    outcome, scored = attack_concepts(Known(), tiny_target(concepts), lambda line: None)
+    write_outcome(tmp_path, outcome, scored)
     files = [case.embedding for case in outcome.cases if case.seed]
     assert files == ["c-1.safetensors", "c-2-1.safetensors", "c-2-2-1.safetensors"]
     assert {path.name for path in tmp_path.glob("*.safetensors")} == set(files)
@@ -87,7 +87,7 @@ def test_the_attack_alone_is_counted():
     assert not tiny_target().edited.denoiser._forward_hooks
 
 
-def test_judged_images_do_not_stay_in_memory():
+def test_scored_images_do_not_stay_in_memory():
     """Those of many concepts and controls would fill a device; one of each is in the grid."""
     drawn = weakref.WeakSet()
 
@@ -97,17 +97,17 @@ def test_judged_images_do_not_stay_in_memory():
             drawn.add(result.images)
             return replace(result, controls={"none": result.images}, curve={1: result.images})
 
-    _, judged = attack_concepts(Drawing(), tiny_target(), lambda line: None)
+    _, scored = attack_concepts(Drawing(), tiny_target(), lambda line: None)
     gc.collect()
     assert not drawn
-    assert judged[0].kinds["attacked"].number == 2
+    assert scored[0].kinds["attacked"].number == 2
 
 
 def test_the_written_files(attacked, tmp_path):
-    outcome, judged, _ = attacked
+    outcome, scored, _ = attacked
     (tmp_path / "edit").write_bytes(b"an edit")
     folder = tmp_path / "attack"
-    write_outcome(folder, with_edit(outcome, "UCE", tmp_path / "edit", "a paper"), judged)
+    write_outcome(folder, with_edit(outcome, "UCE", tmp_path / "edit", "a paper"), scored)
     files = {"attack.json", "grid.png", "cat-1.safetensors", "star-1.safetensors"}
     assert {path.name for path in folder.iterdir()} == files
     saved = Outcome.load(folder / "attack.json")

@@ -44,12 +44,12 @@ class TestDrawing:
         target = tiny_target(steps=1, guidance=1.0)
         (case,) = target.cases(0)
         examples = target.examples(case, 3)
-        judged = sample_latents(
+        scored = sample_latents(
             target.original, [case.prompt] * 4, [0, 1, 2, 3], steps=1, guidance=1.0
         )
         assert examples.shape == (3, 4, 8, 8)
         assert torch.equal(examples, target.examples(case, 3))
-        assert torch.cdist(examples.flatten(1), judged.flatten(1)).min() > 1e-3
+        assert torch.cdist(examples.flatten(1), scored.flatten(1)).min() > 1e-3
 
     def test_each_seed_has_examples_and_search_noise_of_its_own(self):
         target = tiny_target()
@@ -97,7 +97,7 @@ class TestCases:
         assert AttackCase(concept, prompt, "", 0, [0]).template == template
 
 
-class TestJudgement:
+class TestScoring:
     def test_a_concept_is_recognised_for_itself_alone(self):
         target = tiny_target([*CAT, Concept("star")])
         cat, star = target.cases(0)

@@ -213,7 +213,7 @@ class TestMistakes:
         assert attack("--attack", "SoftEmbedding", "--attack.steps", "0") == 0
         assert "holds an outcome of SoftEmbedding already" in error("--attack", "SoftEmbedding")
 
-    def test_nobody_to_judge(self, run, capsys):
+    def test_without_a_scorer(self, run, capsys):
         assert main(["attack", "--attack", "P4D", "--ckpt_path", str(run)]) == 2
         assert "An attack needs a scorer" in capsys.readouterr().err
         assert not (run / "attacks").exists()
