@@ -14,10 +14,6 @@ from erasure_lightning.edits.edit import edit_title
 from erasure_lightning.edits.format import required_entry
 from erasure_lightning.errors import ErasureError
 
-#: Sampling steps and guidance scale for a model of no world.
-_STEPS = 50
-_GUIDANCE = 7.5
-
 
 def load_base_model(metadata: Mapping[str, Any], place: str | None = None) -> Backbone:
     """The model that an edit was made on, without any edit, with the LoRAs that were fused first.
@@ -43,7 +39,7 @@ def load_base_model(metadata: Mapping[str, Any], place: str | None = None) -> Ba
 
 
 def run_sampling(metadata: Mapping[str, Any], backbone: Backbone) -> tuple[int, float]:
-    """Sampling steps and guidance scale of an edit's run, else the world's, else 50 and 7.5.
+    """Sampling steps and guidance scale of an edit's run, else `Backbone.default_sampling`.
 
     Args:
         metadata: The edit's metadata, with the run's config where it was made by a command.
@@ -51,9 +47,6 @@ def run_sampling(metadata: Mapping[str, Any], backbone: Backbone) -> tuple[int, 
     """
     config = yaml.safe_load(metadata.get("config", ""))
     data = (config.get("data") if isinstance(config, dict) else None) or {}
-    world = backbone.world
-    steps = data.get("steps") or (world.steps if world else _STEPS)
-    guidance = data.get("guidance")
-    if guidance is None:
-        guidance = world.guidance if world else _GUIDANCE
-    return steps, guidance
+    steps, guidance = backbone.default_sampling
+    own = data.get("guidance")
+    return data.get("steps") or steps, guidance if own is None else own

@@ -71,7 +71,7 @@ class SideBySide:
 
     Args:
         run: A run's folder, or its ``edit.safetensors``.
-        steps: Sampling steps, at least 1; by default the run's, else the world's, else 50.
+        steps: Sampling steps, at least 1; by default the run's, else the model's.
         backbone: Where the base model is now; by default as the edit names it.
 
     Raises:
@@ -161,7 +161,7 @@ def serve_demo(
         run: A run's folder, or its ``edit.safetensors``.
         host: Address that it is bound to. The default is reachable from this machine only.
         port: The port; by default the first free one from 7860.
-        steps: Sampling steps, at least 1; by default the run's, else the world's, else 50.
+        steps: Sampling steps, at least 1; by default the run's, else the model's.
         backbone: Where the base model is now; by default as the edit names it.
         ready: Is called with the page's address once it is there.
 

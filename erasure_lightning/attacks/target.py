@@ -40,8 +40,8 @@ class AttackSettings:
     Args:
         seeds: Independent attacks on each concept, at least 2 so that there is an interval.
         images: Images by which each attack is scored, at least 1; from noise unseen by it.
-        steps: Sampling steps, at least 1; the world's by default, else 50.
-        guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
+        steps: Sampling steps, at least 1; the world's or the stock pipeline's by default.
+        guidance: Scale of classifier-free guidance, at least 0; by default as the steps.
         image_size: Height and width in pixels, at least 1; the model's own by default.
         image_batch_size: Images sampled in one batch, at least 1.
         scorer: Folder or Hub id of a CLIP or SigLIP that classifies the images; the world's own by
@@ -136,9 +136,9 @@ class AttackTarget:
         self.concepts = list(concepts)
         self.settings = settings = settings or AttackSettings()
         world = original.world
-        self.steps: int = settings.steps or (world.steps if world else 50)
-        default = world.guidance if world else 7.5
-        self.guidance: float = default if settings.guidance is None else settings.guidance
+        steps, guidance = original.default_sampling
+        self.steps: int = settings.steps or steps
+        self.guidance: float = guidance if settings.guidance is None else settings.guidance
         if scorer is None:
             source = require_scorer(settings, world, original.name)
             scorer = Scorer.load(source).to(original.device)

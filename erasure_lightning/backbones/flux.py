@@ -19,6 +19,9 @@ from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput, T
 _DEV_TOKENS = 512
 _SCHNELL_TOKENS = 256
 
+#: Steps for which FLUX.1-schnell was distilled.
+_SCHNELL_STEPS = 4
+
 
 class Flux(FlowTransformer):
     """A FLUX.1 pipeline, dev or schnell.
@@ -105,6 +108,12 @@ class Flux(FlowTransformer):
     def embeds_guidance(self) -> bool:
         """Whether the transformer reads the guidance scale: FLUX.1-dev does, schnell does not."""
         return bool(cast(Any, self.denoiser).config.guidance_embeds)
+
+    @property
+    def default_sampling(self) -> tuple[int, float]:
+        """As of any family; of schnell, which is distilled, four steps without guidance."""
+        is_schnell = self.world is None and not self.embeds_guidance
+        return (_SCHNELL_STEPS, 1.0) if is_schnell else super().default_sampling
 
     def _schedule(self, steps: int, size: tuple[int, int]) -> Mapping[str, Any]:
         """Times shifted towards noise the more, the larger the image is."""

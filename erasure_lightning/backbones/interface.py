@@ -245,6 +245,11 @@ class FamilyInterface(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def default_sampling(self) -> tuple[int, float]:
+        """Sampling steps and guidance scale: the world's, else the stock pipeline's own."""
+
+    @property
+    @abstractmethod
     def sampler_name(self) -> str:
         """Class of the pipeline's sampler."""
 

@@ -1,6 +1,7 @@
 """`LatentDiffusion`: a backbone in the latents of an autoencoder, with a diffusers scheduler."""
 
 import hashlib
+import inspect
 import json
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -91,6 +92,17 @@ class LatentDiffusion(Backbone):
         """Raises unless a number of sampling steps is in 1..``most``."""
         if not 1 <= steps <= most:
             raise ErasureError(f"{self.name} needs from 1 to {most} sampling steps; found {steps}.")
+
+    @property
+    def default_sampling(self) -> tuple[int, float]:
+        """Sampling steps and guidance scale: the world's, else the stock pipeline's own."""
+        if self.world is not None:
+            return self.world.steps, self.world.guidance
+        import diffusers
+
+        pipeline = getattr(diffusers, self.pipeline_class)
+        parameters = inspect.signature(pipeline.__call__).parameters
+        return parameters["num_inference_steps"].default, parameters["guidance_scale"].default
 
     @property
     def sampler_name(self) -> str:

@@ -42,7 +42,7 @@ def _parser() -> Arguments:
     parser.add_options(
         int,
         port="By default the first free port from 7860.",
-        steps="Sampling steps; by default the run's, else the world's, else 50.",
+        steps="Sampling steps; by default the run's, else the model's.",
     )
     parser.add_backbone()
     return parser

@@ -71,8 +71,8 @@ class PromptData(LightningDataModule):
         seeds: Seeds of each measured prompt, at least 2 so that there is an interval.
         others: Number of other labels that are generated, spread over the vocabulary.
         neighbours: Names of things similar to the concept, which are measured too.
-        steps: Sampling steps, at least 1; the world's by default, else 50.
-        guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
+        steps: Sampling steps, at least 1; the world's or the stock pipeline's by default.
+        guidance: Scale of classifier-free guidance, at least 0; by default as the steps.
         image_size: Height and width in pixels, at least 1; the model's own by default.
         image_batch_size: Images generated in a batch, at least 1.
         originals: Cache folder of the original model's images, for runs with the same protocol.
@@ -138,10 +138,6 @@ class PromptData(LightningDataModule):
     def vocabulary(self) -> Vocabulary:
         """What the model generates, and what of it is erased."""
         return Vocabulary(self._module.backbone.world, self._module.concepts)
-
-    def _default(self, mine: Any, name: str, otherwise: Any) -> Any:
-        world = self._module.backbone.world
-        return mine if mine is not None else getattr(world, name) if world else otherwise
 
     def setup(self, stage: str) -> None:
         """Hand the module the templates, the steps of its schedule and the image cache."""
@@ -224,7 +220,8 @@ class PromptData(LightningDataModule):
 
     def _sampling(self) -> tuple[int, float]:
         """Steps and guidance."""
-        return self._default(self.steps, "steps", 50), self._default(self.guidance, "guidance", 7.5)
+        steps, guidance = self._module.backbone.default_sampling
+        return self.steps or steps, guidance if self.guidance is None else self.guidance
 
     def _check_sampling(self) -> None:
         """Raise before training if the model cannot generate the images by which it is measured."""

@@ -33,15 +33,20 @@ def shapes() -> FakeTensorMode:
 def without_values(module: nn.Module, dtype: torch.dtype, mode: FakeTensorMode) -> None:
     """Replace a module's weights, in place, by fake tensors of the same shapes.
 
+    A weight that several parts share (T5's token embeddings) is one fake tensor, too.
+
     Args:
         module: Whose parameters and buffers are replaced.
         dtype: Precision of those that are floating point.
         mode: Makes the fake tensors.
     """
+    replaced: dict[Tensor, nn.Parameter] = {}
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None:
-                part._parameters[name] = as_parameter(_faked(weight, dtype, mode))
+                if weight not in replaced:
+                    replaced[weight] = as_parameter(_faked(weight, dtype, mode))
+                part._parameters[name] = replaced[weight]
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = _faked(

@@ -44,7 +44,7 @@ class RetentionMonitor(Callback):
             line; by default ``count`` labels.
         count: Number of concept prompts, and of labels of the vocabulary, at least 1.
         steps: Sampling steps, at least 1; few suffice.
-        guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
+        guidance: Scale of classifier-free guidance; the world's or the stock pipeline's by default.
         min_retained: Stop once ``monitor/retained`` falls below it, 0..1.
         goal: Stop once ``monitor/erased`` reaches it, 0..1.
         keep_best: Restore the edit with the best trade-off at the end.
@@ -132,8 +132,8 @@ class RetentionMonitor(Callback):
         """
         world = module.backbone.world
         vocabulary = Vocabulary(world, module.concepts)
-        default_guidance = world.guidance if world else 7.5
-        self._guidance = default_guidance if self.guidance is None else self.guidance
+        _, default = module.backbone.default_sampling
+        self._guidance = default if self.guidance is None else self.guidance
         self._concept_prompts = evenly_spaced(vocabulary.concept_prompts(), self.count)
         labels = evenly_spaced(vocabulary.others, self.count)
         captions = [vocabulary.captions[1].format(label) for label in labels]

@@ -3,7 +3,7 @@ import torch
 from under_attack import CAT, tiny_target
 
 from erasure_lightning.attacks.target import AttackCase, AttackSettings, AttackTarget
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.diffusion.sampling import sample_images, sample_latents
 from erasure_lightning.errors import ErasureError
@@ -171,3 +171,8 @@ def test_guidance_is_a_number_and_0_is_one():
     with pytest.raises(ErasureError, match=r"AttackSettings needs a finite guidance; found nan"):
         AttackSettings(guidance=float("nan"))
     assert tiny_target(guidance=0.0).guidance == 0
+
+
+def test_steps_and_guidance_are_the_models_by_default():
+    target = tiny_target(family=TinyFlux, steps=None, guidance=None)
+    assert (target.steps, target.guidance) == (28, 3.5)

@@ -1,4 +1,6 @@
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,14 @@ from erasure_lightning.backbones.conditioning import (
     concept_span,
 )
 from erasure_lightning.backbones.loading import load_backbone
-from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone
+from erasure_lightning.backbones.tiny import (
+    TINY_BACKBONES,
+    TinyBackbone,
+    TinyFlux,
+    TinyPixArt,
+    TinySD3,
+    TinyXL,
+)
 from erasure_lightning.concepts.concept import fill_template
 from erasure_lightning.diffusion.sampling import sample_images, sample_latents
 from erasure_lightning.errors import ErasureError
@@ -232,3 +241,24 @@ def test_places_of_adapters_are_two_and_others_are_refused(family):
         f"{model.name} needs one of transformer layers, text attention as place; found"
         " 'text-attention'. Did you mean 'text attention'?"
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        (TinyBackbone, (50, 7.5)),
+        (TinyXL, (50, 5.0)),
+        (TinySD3, (28, 7.0)),
+        (TinyFlux, (28, 3.5)),
+        (partial(TinyFlux, guidance_embeds=False), (4, 1.0)),  # FLUX.1-schnell
+        (TinyPixArt, (20, 4.5)),
+    ],
+    ids=str,
+)
+def test_images_are_generated_as_by_the_stock_pipeline_unless_a_world_says_otherwise(
+    family, expected
+):
+    model = family()
+    assert model.default_sampling == expected
+    model.world = SimpleNamespace(steps=9, guidance=2.0)
+    assert model.default_sampling == (9, 2.0)

@@ -3,7 +3,7 @@ import torch
 from lightning import Callback
 from trivial import Distillation, quiet_trainer
 
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinySD3
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced, random_subset
 from erasure_lightning.concepts.word_lists import COCO_OBJECTS
@@ -36,6 +36,14 @@ def data():
     data.trainer, module.trainer = trainer, trainer
     trainer.strategy._lightning_module = module
     return data
+
+
+def test_images_have_the_models_steps_and_guidance_by_default(data):
+    assert {(each.steps, each.guidance) for each in data._plan(2)} == {(50, 7.5)}
+    data.trainer.lightning_module.backbone = TinySD3()
+    assert {(each.steps, each.guidance) for each in data._plan(2)} == {(28, 7.0)}
+    data.guidance = 0.0
+    assert {(each.steps, each.guidance) for each in data._plan(2)} == {(28, 0.0)}
 
 
 def test_batches_are_a_function_of_their_number(data):

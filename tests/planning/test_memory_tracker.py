@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux
 from erasure_lightning.planning.memory_tracker import MemoryTracker, nbytes, shapes, without_values
 
 
@@ -44,6 +44,16 @@ def test_without_values_a_model_has_its_shapes_and_answers_with_shapes():
     )
     assert prediction.shape == (2, 4, 8, 8)
     assert prediction.dtype == torch.float32
+
+
+def test_without_values_shared_weights_are_shared_and_count_once():
+    """T5's token embeddings have two names."""
+    model, expected = TinyFlux(), TinyFlux()
+    without_values(model, torch.float32, shapes())
+    assert nbytes(model.parameters()) == nbytes(expected.parameters())
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in expected.named_parameters()]
+    t5 = model.towers[1].model
+    assert t5.encoder.embed_tokens.weight is t5.shared.weight
 
 
 def test_code_that_asks_for_values_goes_on():

@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.conditioning import TEMPLATE
+from erasure_lightning.backbones.conditioning import CONCEPT, TEMPLATE
 from erasure_lightning.backbones.flux import Flux
-from erasure_lightning.backbones.tiny import TinyFlux
-from erasure_lightning.concepts.concept import Concept, PromptBatch
+from erasure_lightning.backbones.tiny import TinyFlux, TinySD3
+from erasure_lightning.concepts.concept import Concept, Phrase, PromptBatch
+from erasure_lightning.diffusion.sampling import guided_predictor
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.methods.uce import UCE
@@ -29,7 +30,7 @@ from erasure_lightning.training.latent_sources import (
 from erasure_lightning.training.regression import Regression
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
-FAMILIES = [TinyFlux]
+FAMILIES = [TinyFlux, TinySD3]
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 BATCH = PromptBatch(["a {}", "the {}"], ["cat", "star"], ["dog", "heart"], [0, 1])
 PRESERVED = ["tree", "boat"]
@@ -67,8 +68,10 @@ def check_closed_form(family):
 
 
 def _last(model, source, words):
-    """The input of a layer that reads the pooled vector, or the words' single token."""
-    return source.rows(model.encode([words]))[:, 0]
+    """The inputs of a layer that reads the pooled vector, or the words' token in each segment."""
+    states = model.encode([Phrase(words, 0, len(words))])
+    rows = source.rows(states)
+    return rows[0] if source.source == "pooled" else rows[states.positions(CONCEPT)]
 
 
 def with_biases(module, fill, ridge):
@@ -140,7 +143,7 @@ def check_times(family):
     expect(torch.equal(now.t, model.sampler(3).times[:1].expand(2)), "the sampler's time")
     conditioning = model.encode(bank.sentences.prompts[:2])
     with torch.no_grad():
-        velocity = model.denoise(now.x, now.t, conditioning, bank.guidance)
+        velocity = guided_predictor(model, conditioning, bank.guidance)(now.x, now.t[0]).guided
     step = ((then.t - now.t) / model.process.scale).view(-1, 1, 1, 1)
     expect(torch.allclose(then.x, now.x + step * velocity, atol=1e-4), "a step of the flow")
 
@@ -211,7 +214,6 @@ def time_of_the_next_step(patch):
         (unconditional_with_the_concepts_pooled_vector, check_esd),
         (teacher_is_the_student, check_esd),
         (students_prompt_is_the_anchors, check_esd),
-        (guidance_of_sampling, check_esd),
         (time_of_other_latents, check_times),
         (time_of_the_next_step, check_times),
     ],
@@ -221,6 +223,12 @@ def test_a_fault_is_found(monkeypatch, family, fault, check):
     fault(monkeypatch)
     with pytest.raises(Broken):
         check(family)
+
+
+def test_an_embedded_scale_of_sampling_is_found(monkeypatch):
+    guidance_of_sampling(monkeypatch)
+    with pytest.raises(Broken):
+        check_esd(TinyFlux)
 
 
 class TestSage:
@@ -272,6 +280,7 @@ class TestSage:
             assert moved[~template].max() == 0
 
 
-def test_layers_of_the_entries_have_biases_for_a_fault_to_double():
-    layers = [layer for source in TinyFlux().text_inputs() for layer in source.layers.values()]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_of_the_entries_have_biases_for_a_fault_to_double(family):
+    layers = [layer for source in family().text_inputs() for layer in source.layers.values()]
     assert all(isinstance(layer, nn.Linear) and layer.bias.abs().max() > 1e-2 for layer in layers)
