@@ -78,6 +78,12 @@ def test_a_page_without_escaping_fails_these_checks(browser, runs, tmp_path, mon
     assert f"a {HOSTILE}" not in seen.content["text"]
 
 
+def test_many_runs_fit_on_a_phone(browser, tmp_path):
+    """Their images are scrolled within the card, with the captions that are not shown."""
+    runs = [make_run(tmp_path / name) for name in "abcdefgh"]
+    assert browser.look(write_page(tmp_path, *runs), 375).content["overflow"] == 0
+
+
 def test_large_images_and_long_words_fit_on_a_phone(browser, tmp_path):
     run = make_run(tmp_path / ("long" * 20), name="x" * 300)
     shutil.rmtree(run / "samples")
