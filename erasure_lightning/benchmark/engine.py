@@ -168,7 +168,8 @@ def failure_message(output: str, code: int) -> str:
         code: Its exit code, other than 0; negative for a signal.
     """
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
+        names = {each.value: each.name for each in signal.Signals}  # no real-time signals
+        return f"killed by {names.get(-code, f'signal {-code}')}"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix(_ERROR_PREFIX) for line in lines if line.startswith(_ERROR_PREFIX)]
     return (errors or lines or [f"exit code {code}"])[-1]

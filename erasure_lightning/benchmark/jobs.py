@@ -14,7 +14,7 @@ import yaml
 
 from erasure_lightning.benchmark.suite import AttackEntry, ConceptEntry, MethodEntry, Suite
 from erasure_lightning.files.writing import EDIT_FILE
-from erasure_lightning.runs.folder import Run, slug
+from erasure_lightning.runs.folder import CELLS_FOLDER, Run, slug
 
 #: The suite in a benchmark's folder.
 SUITE_FILE = "suite.yaml"
@@ -59,7 +59,7 @@ class Job:
         """The folder of its run."""
         method = slug(self.method.name)
         concept = slug(self.concept.name)
-        return Run(self.out / "cells" / method / concept / str(self.seed))
+        return Run(self.out / CELLS_FOLDER / method / concept / str(self.seed))
 
     @property
     def log(self) -> Path:
@@ -157,7 +157,7 @@ def list_jobs(suite: Suite, out: Path) -> list[Job]:
 
 def has_edits(out: Path) -> bool:
     """Whether a benchmark's folder holds an edit, or a checkpoint on the way to one."""
-    matches = ((out / "cells").glob(f"*/*/*/{name}") for name in (EDIT_FILE, "checkpoints"))
+    matches = ((out / CELLS_FOLDER).glob(f"*/*/*/{name}") for name in (EDIT_FILE, "checkpoints"))
     return any(any(paths) for paths in matches)
 
 

@@ -42,7 +42,7 @@ def plot_pareto(summary: Summary, name: str) -> bytes:
     axes.set_xlabel("erasure: harmonic mean of 1 - efficacy and 1 - generality →")
     axes.set_ylabel("retention: specificity →")
     area = "" if summary.hypervolume is None else f"; hypervolume {summary.hypervolume:.4f}"
-    title = f"{name}: means over concepts, 95 % bootstrap intervals{area}"
+    title = f"{_literal(name)}: means over concepts, 95 % bootstrap intervals{area}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold")
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
@@ -68,7 +68,7 @@ def _plot_point(
         retention.mean,
         xerr=_error_bar(erasure),
         yerr=_error_bar(retention),
-        label=f"{method.method}{cells}",
+        label=f"{_literal(method.method)}{cells}",
         color=colour,
         marker=marker,
         markersize=8,
@@ -77,6 +77,11 @@ def _plot_point(
         capsize=2,
         linestyle="none",
     )
+
+
+def _literal(name: str) -> str:
+    """A name whose dollar signs do not begin a formula."""
+    return name.replace("$", r"\$")
 
 
 def _error_bar(interval: Interval) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]] | None":

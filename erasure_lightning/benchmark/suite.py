@@ -1,11 +1,12 @@
 """Suites: the methods, concepts, seeds and attacks that a benchmark crosses."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.files.differences import first_difference
 from erasure_lightning.files.earlier_names import renamed_suite
+from erasure_lightning.runs.folder import slug
 
 
 @dataclass(frozen=True)
@@ -112,19 +113,30 @@ class Suite:
     def difference(self, other: "Suite") -> str:
         """The first difference by which two suites could not share a folder; empty without one.
 
-        Entries and seeds may be added and removed; entries that are in both must be equal.
+        Entries and seeds may be added and removed; entries with one folder must be equal.
         """
         mine = self._entries()
         theirs = other._entries()
-        shared = mine.keys() & theirs.keys()
+        shared = [place for place in mine if place in theirs]
         return first_difference(
-            {key: mine[key] for key in mine if key in shared},
-            {key: theirs[key] for key in theirs if key in shared},
+            *({mine[place][0]: entries[place][1] for place in shared} for entries in (mine, theirs))
         )
 
-    def _entries(self) -> dict[str, Any]:
+    def with_entries_of(self, other: "Suite") -> "Suite":
+        """The suite, behind whose entries are those of another whose folders it does not name."""
+        added: dict[str, Any] = {}
+        for key in ("methods", "concepts", "attacks"):
+            own = getattr(self, key)
+            folders = {slug(entry.name) for entry in own}
+            more = [entry for entry in getattr(other, key) if slug(entry.name) not in folders]
+            added[key] = (*own, *more)
+        return replace(self, **added)
+
+    def _entries(self) -> dict[tuple[str, str], tuple[str, Any]]:
+        """Name and content of each entry, by its key and its folder; of other keys without one."""
         content = renamed_suite(self.content())
-        entries = {key: content[key] for key in ("name", "backbone", "options")}
-        for key, name in (("methods", "name"), ("concepts", "name"), ("attacks", "attack")):
-            entries |= {f"{key}.{entry[name]}": entry for entry in content[key]}
+        entries = {(key, ""): (key, content[key]) for key in ("name", "backbone", "options")}
+        for key in ("methods", "concepts", "attacks"):
+            for entry, plain in zip(getattr(self, key), content[key], strict=True):
+                entries[key, slug(entry.name)] = (f"{key}.{entry.name}", plain)
         return entries

@@ -98,7 +98,7 @@ def _ranks(summary: Summary) -> SummaryTable:
             f"{method.ranks[figure]:.2f}" if figure in method.ranks else _NOT_MEASURED
             for figure in summary.figures
         ]
-        if method.complete and method.erasure:
+        if method.complete and all(coordinates):
             row += ["yes" if method.on_front else "no", f"{method.contribution:.4f}"]
         else:
             row += [_NOT_MEASURED, _NOT_MEASURED]

@@ -106,16 +106,18 @@ def check_protocols(table: Sequence[CellRow], protocols: Mapping[str, Protocol])
     Raises:
         ErasureError: With both cells, and the first field in which their protocols differ.
     """
-    first: dict[tuple[str, str], CellRow] = {}
+    first: dict[tuple[str, str], dict[str, CellRow]] = {}  # of each protocol
     for row in table:
         for column in (name for name in row if name.endswith(PROTOCOL_SUFFIX) and row[name]):
-            other = first.setdefault((row["concept"], column), row)
-            if difference := protocols[other[column]].difference(protocols[row[column]]):
-                raise ErasureError(
-                    f"{_cell_name(other)} and {_cell_name(row)} were measured differently and"
-                    f" cannot be in one summary. They differ in {difference}. Delete one's"
-                    " folder and run the benchmark again."
-                )
+            others = first.setdefault((row["concept"], column), {})
+            others.setdefault(row[column], row)
+            for identity, other in others.items():
+                if difference := protocols[identity].difference(protocols[row[column]]):
+                    raise ErasureError(
+                        f"{_cell_name(other)} and {_cell_name(row)} were measured differently and"
+                        f" cannot be in one summary. They differ in {difference}. Delete one's"
+                        " folder and run the benchmark again."
+                    )
 
 
 def _cell_name(row: CellRow) -> str:

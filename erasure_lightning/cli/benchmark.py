@@ -7,7 +7,6 @@ import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from erasure_lightning.api.quiet import silence
@@ -52,12 +51,14 @@ def run_benchmark(argv: list[str]) -> None:
         KeyboardInterrupt: For a signal, once all children have ended.
     """
     options = _parser().parse(argv)
-    require("erasure benchmark", at_least=1, **{"--jobs": options.jobs})
-    require("erasure benchmark", at_least=1, **{"--threads": options.threads})
+    numbers = {"--jobs": options.jobs, "--threads": options.threads}
+    require("erasure benchmark", at_least=1, **numbers)
     suite = _reader().read(_find(options.suite))
     out = options.run_dir or RUNS_FOLDER / slug(suite.name)
     every = list_jobs(suite, out)
     if options.list:
+        if (out / SUITE_FILE).exists():
+            _check_folder(suite, out)
         for number, cell in enumerate(every):
             print(f"{number}\t{cell}\t{cell.status}")
     elif options.check:
@@ -123,18 +124,22 @@ def _chosen(every: Sequence[Job], number: int) -> Job:
     return every[number]
 
 
-def _check_folder(suite: Suite, out: Path) -> None:
-    """Raise if the folder is not this benchmark's."""
-    if (held := out / SUITE_FILE).exists():
-        if (difference := _reader().read(held).difference(suite)) and has_edits(out):
+def _check_folder(suite: Suite, out: Path) -> Suite:
+    """The suite with the entries of the folder's cells; raises if it is not this benchmark's."""
+    is_begun = (out / SUITE_FILE).exists()
+    if is_begun and has_edits(out):
+        held = _reader().read(out / SUITE_FILE)
+        if difference := held.difference(suite):
             raise ErasureError(
                 f"{out} holds another benchmark's cells. They differ in {difference} (there and"
                 " here). Choose another --run_dir, or undo the change."
             )
-    elif out.exists() and any(out.iterdir()):
+        return suite.with_entries_of(held)
+    if not is_begun and out.exists() and any(out.iterdir()):
         raise ErasureError(
             f"{out} is not empty and holds no benchmark ({SUITE_FILE}). Choose another --run_dir."
         )
+    return suite
 
 
 def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Namespace) -> None:
@@ -146,12 +151,12 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
     """
     from erasure_lightning.benchmark.engine import Engine
 
-    _check_folder(suite, out)
+    whole = _check_folder(suite, out)
     missing = [cell for cell in chosen if cell.status is not Status.FINISHED]
     if not missing:
         return
     _check_options(suite, missing)
-    for path, text in initial_files(suite, out):
+    for path, text in initial_files(whole, out):
         write_atomically(path, text.encode())
     engine = Engine(options.jobs, options.threads or _threads(options.jobs))
     print(
@@ -182,11 +187,7 @@ def _threads(jobs: int) -> int:
 @contextlib.contextmanager
 def _interruptible(suite: str, out: Path) -> Iterator[None]:
     """Stop for SIGTERM as for Ctrl-C, and print the command that resumes."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
@@ -253,12 +254,11 @@ def _check(suite: Suite) -> None:
     options = _sampling_options(suite)
     checker = BaselineChecker(load_backbone(suite.backbone).to(default_device()), **options)
     print(f"Recognised by {suite.backbone} before any edit, {checker.seeds} seeds; {CHECK_HEADING}")
-    failed: list[str] = []
+    results = []
     for entry in suite.concepts:
-        result = checker.check(entry)
-        print(result, flush=True)
-        failed += [] if result.holds else [entry.name]
-    if failed:
+        results.append(checker.check(entry))
+        print(results[-1], flush=True)
+    if failed := [result.entry.name for result in results if not result.holds]:
         raise ErasureError(
             f"{suite.backbone} does not generate well enough what is to be erased or retained:"
             f" {shortened_names(failed)}."
@@ -294,7 +294,7 @@ def _summarize(suite: Suite, out: Path, every: Sequence[Job]) -> None:
     from erasure_lightning.benchmark.summary_files import require_no_failure, write_summary
 
     if text := write_summary(suite.name, out, every):
-        print(f"\n{text}\nTable and summary (Markdown, LaTeX, plot) are in {out}.")
+        print(f"\n{text}\nTable and summary are in {out}.")
     else:
         print(f"No cell has finished yet; the table is in {out}.")
     require_no_failure(every)

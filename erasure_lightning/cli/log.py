@@ -102,7 +102,7 @@ def _entries(path: Path) -> Iterator[Entry]:
     concepts = [concept["name"] for concept in description["concepts"]]
     yield Entry(
         path,
-        path.resolve().name,
+        run.name,
         "fit",
         concepts,
         run_config(description),
@@ -124,7 +124,9 @@ def _attack(folder: Path) -> Entry:
     }
     place = folder.resolve()
     name = (
-        f"{place.parent.parent.name}-{place.name}" if place.parent.name == "attacks" else place.name
+        f"{Run(place.parent.parent).name}-{place.name}"
+        if place.parent.name == "attacks"
+        else place.name
     )
     return Entry(
         folder,

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import shell_word
 from erasure_lightning.runs.dashboards import close_loggers, wandb_arguments
+from erasure_lightning.runs.folder import Run
 
 #: Variable of the folder where W&B copies what it will upload; the user's home by default.
 _STAGING = "WANDB_DATA_DIR"
@@ -54,7 +55,7 @@ def name_loggers(
                 " and keys from its records; found others. Use its own options"
                 " (--trainer.logger.project, ...) and variables (WANDB_...)."
             )
-        ours = wandb_arguments(method, concepts, job, folder.resolve().name)
+        ours = wandb_arguments(method, concepts, job, Run(folder).name)
         ours["project"] = os.environ.get("WANDB_PROJECT") or ours["project"]
         for key, value in ours.items():
             if logger.init_args.get(key) is None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import combinations
 from typing import Any, ClassVar, NamedTuple, Self
 
 from erasure_lightning.errors import ErasureError
@@ -209,15 +210,15 @@ def compare_results(results: Mapping[str, Result]) -> list[ComparisonRow]:
     """
     if not results:
         raise ErasureError("A comparison needs the figures of at least one edit; found none.")
-    (name, first), *others = results.items()
-    for other, result in others:
+    # Each pair: two protocols may differ in what an older file between them lacks.
+    for (name, first), (other, result) in combinations(results.items(), 2):
         if difference := first.protocol.difference(result.protocol):
             raise ErasureError(
                 f"{name} and {other} were measured differently and cannot be compared. They differ"
                 f" in {difference}. Measure both with the same data, seeds, scorer and base model."
             )
     rows = []
-    for group, metrics in first.estimates.items():
+    for group, metrics in next(iter(results.values())).estimates.items():
         for metric, stages in metrics.items():
             after = {edit: r.estimates[group][metric]["after"] for edit, r in results.items()}
             rows.append(ComparisonRow(group, metric, stages.get("before"), after))

@@ -62,7 +62,8 @@ class SeedMean(Metric):
     def compute(self) -> Estimate:
         """Mean and interval; the latter is the whole range for a single seed."""
         seen = self.counts > 0
-        means = (self.sums[seen] / self.counts[seen]).cpu().double().clamp(self.least, self.most)
+        sums, counts = (state[seen].cpu().double() for state in (self.sums, self.counts))
+        means = (sums / counts).clamp(self.least, self.most)
         number = len(means)
         mean = float(means.mean())
         error = float(means.std()) / math.sqrt(number) if number > 1 else 1.0

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.groups import GROUP_HEADINGS
-from erasure_lightning.metrics.protocol import short_hash
 from erasure_lightning.report.charts import SHARES, Chart, Scale, Whisker, axis_of, chart, whisker
 from erasure_lightning.report.curves import LOSS_PREFIX, MONITOR_PREFIX, Curve
 from erasure_lightning.report.run_record import AttackRecord, RunRecord
@@ -139,15 +138,25 @@ def question_figures(
 
 def grouped_attacks(runs: Mapping[str, RunRecord]) -> list[dict[str, AttackRecord]]:
     """Attacks of equal class, arguments and protocol, by the run that each was made on."""
-    groups: dict[str, dict[str, AttackRecord]] = {}
+    groups: list[dict[str, AttackRecord]] = []
     for label, record in runs.items():
         for attack in record.attacks:
-            outcome = attack.outcome
-            key = short_hash([outcome.class_path, outcome.arguments, outcome.protocol.identity])
-            while label in groups.get(key, {}):  # a second equal attack on one run
-                key += "again"
-            groups.setdefault(key, {})[label] = attack
-    return list(groups.values())
+            fitting = (
+                group
+                for group in groups  # a second equal attack on one run begins another
+                if label not in group and all(_is_equal(attack, other) for other in group.values())
+            )
+            if (group := next(fitting, None)) is None:
+                groups.append({label: attack})
+            else:
+                group[label] = attack
+    return groups
+
+
+def _is_equal(attack: AttackRecord, other: AttackRecord) -> bool:
+    one, two = attack.outcome, other.outcome
+    settings = [(outcome.class_path, outcome.arguments) for outcome in (one, two)]
+    return settings[0] == settings[1] and not one.protocol.difference(two.protocol)
 
 
 def attack_figures(attacks: Mapping[str, AttackRecord]) -> QuestionFigures:

@@ -105,12 +105,21 @@ def comparisons(
     runs: Mapping[str, RunRecord], images: Mapping[Path, EmbeddedImage]
 ) -> list[Comparison]:
     """Runs grouped by equal protocols, in the order of each group's first run."""
-    groups: dict[str, dict[str, RunRecord]] = {}
+    groups: list[dict[str, RunRecord]] = []
     for label, run in runs.items():
-        key = run.result.protocol.identity if run.result else f"unmeasured {label}"
-        groups.setdefault(key, {})[label] = run
-    main = next(iter(groups.values()))
-    return [_comparison(group, images, main) for group in groups.values()]
+        fitting = (group for group in groups if run.result and _difference(group, run) == "")
+        if (group := next(fitting, None)) is None:
+            groups.append({label: run})
+        else:
+            group[label] = run
+    return [_comparison(group, images, groups[0]) for group in groups]
+
+
+def _difference(group: Mapping[str, RunRecord], run: RunRecord) -> str | None:
+    """How a run's protocol differs from one of a group; None if one of them has none."""
+    pairs = [(other.result, run.result) for other in group.values()]
+    differences = [a.protocol.difference(b.protocol) if a and b else None for a, b in pairs]
+    return next(filter(None, differences), differences[0])
 
 
 def _comparison(
@@ -121,14 +130,13 @@ def _comparison(
     results = {label: run.result for label, run in group.items() if run.result}
     overall = {"": next(iter(results.values())).overall("before")} if results else {}
     overall |= {label: result.overall("after") for label, result in results.items()}
-    own, first = (next(iter(runs.values())).result for runs in (group, main))
     return Comparison(
         runs=group,
         figures=measured_figures(group),
         prompt_fit=prompt_fit_figures(group),
         overall={label: percent(value, 1) for label, value in overall.items() if value is not None},
         panels=_panels(group, images),
-        difference=first.protocol.difference(own.protocol) if own and first else "",
+        difference=_difference(main, next(iter(group.values()))) or "",
     )
 
 

@@ -98,7 +98,7 @@ def read_run_record(path: Path) -> RunRecord:
         (method for method in known_offers(METHOD) if method.class_path == class_path), None
     )
     return RunRecord(
-        name=run.root.resolve().name,
+        name=run.name,
         figures_folder=measured.root.name if measured != run else ".",
         method=class_path.rpartition(".")[2],
         package=offer.package if offer else "",

@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -88,19 +89,38 @@ def _at(result: Result, end: str) -> Result:
 
 
 def show_samples(writer: DashboardWriter, run: Run) -> None:
-    """Logs the grid, and its images as a table: prompt, group, seed, before, after."""
+    """Logs the grid, and its images as a table: prompt, group, seed, before, after.
+
+    Raises:
+        ErasureError: If an image or their list cannot be read.
+    """
     if run.grid.is_file():
-        writer.log_image("grid", _image(run.grid))
+        with _reading(run.grid):
+            grid = _image(run.grid)
+        writer.log_image("grid", grid)
     samples = run.samples / SAMPLES_FILE
     if samples.is_file():
-        with samples.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        cells = [
-            [row["prompt"], row["group"], int(row["seed"])]
-            + [_image(run.samples / row[when]) for when in ("before", "after")]
-            for row in rows
-        ]
+        with _reading(run.samples), samples.open(newline="", encoding="utf-8") as file:
+            cells = [_sample(run.samples, row) for row in csv.DictReader(file)]
         writer.log_table("samples", SAMPLES_COLUMNS, cells)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise the errors of missing, broken and foreign images as one of ours."""
+    try:
+        yield
+    except (OSError, SyntaxError, LookupError, TypeError, ValueError, csv.Error) as error:
+        raise ErasureError(
+            f"{path} needs images as `erasure test` writes them; found others ({error}). Delete it"
+            " to log the rest."
+        ) from error
+
+
+def _sample(folder: Path, row: Mapping[str, str]) -> list[Any]:
+    """A row of the table of images; like reports, it reads no image outside the folder."""
+    images = [_image(folder / Path(row[when]).name) for when in ("before", "after")]
+    return [row["prompt"], row["group"], int(row["seed"]), *images]
 
 
 def _image(path: Path) -> Image.Image:
@@ -117,17 +137,18 @@ def show_cost(writer: DashboardWriter, run: Run) -> None:
     if run.cost.is_file():
         try:
             cost = json.loads(run.cost.read_text(encoding="utf-8"))
-        except ValueError as error:
+            figures = {f"cost_{name}": float(value) for name, value in cost.items()}
+        except (AttributeError, TypeError, ValueError) as error:
             raise ErasureError(
                 f"{run.cost} needs the cost as `erasure fit` writes it; found other content"
                 f" ({error}). Delete it to log the rest."
             ) from error
-        writer.log_summary({f"cost_{name}": value for name, value in cost.items()})
+        writer.log_summary(figures)
 
 
 def show_edit(writer: DashboardWriter, run: Run) -> None:
     """Logs the edit with its metadata."""
-    name = slug(run.root.resolve().name) or "edit"
+    name = slug(run.name) or "edit"
     with TemporaryDirectory() as folder:
         copy = Path(folder, EDIT_FILE)
         writer.log_edit(name, copy, write_redacted_edit(run.edit, copy))

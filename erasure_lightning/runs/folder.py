@@ -19,6 +19,9 @@ RUNS_FOLDER = Path("runs")
 #: The config in a run's folder.
 CONFIG_FILE = "config.yaml"
 
+#: Folder of a benchmark's runs, ``cells/METHOD/CONCEPT/SEED``.
+CELLS_FOLDER = "cells"
+
 #: Results of a measurement, in the order in which they are moved; the figures last.
 _MEASURED = ("samples", "grid.png", "metrics.json")
 
@@ -34,6 +37,13 @@ class Run:
 
     root: Path
     in_python: bool = False
+
+    @property
+    def name(self) -> str:
+        """The folder's name; of a benchmark's cell those of method, concept and seed."""
+        place = self.root.resolve()
+        is_cell = place.parts[-4:-3] == (CELLS_FOLDER,)
+        return "-".join(place.parts[-3:]) if is_cell else place.name
 
     @property
     def edit(self) -> Path:

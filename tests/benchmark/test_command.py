@@ -10,6 +10,7 @@ from small_suites import result
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.benchmark import engine
+from erasure_lightning.cli import benchmark
 from erasure_lightning.cli.benchmark import _threads
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -239,6 +240,22 @@ class TestSummary:
         write_suite(options=TINY["options"] | {"data.seeds": 3})
         message = "They differ in options.data.seeds: 2 and 3 (there and here)."
         assert message in error("pets.yaml", "--summary")
+
+    def test_an_entry_that_was_removed_may_not_return_with_another_content(
+        self, write_suite, error, folder, monkeypatch
+    ):
+        """The folder keeps it, since its cells are still there."""
+        finish(folder, "bird")
+        write_suite(concepts=[TINY["concepts"][0], {"name": "boat"}])
+        monkeypatch.setattr(benchmark, "_check_options", lambda *_: None)
+        monkeypatch.setattr(benchmark, "_summarize", lambda *_: None)
+        monkeypatch.setattr(engine.Engine, "run", lambda *_: (job for job in ()))
+        assert main(["benchmark", "pets.yaml"]) == 0
+        write_suite(concepts=[TINY["concepts"][0], {"name": "bird", "anchor": "tree"}])
+        assert "They differ in concepts.bird.erase.0.anchor: boat and tree" in error("pets.yaml")
+        assert "They differ in concepts.bird" in error("pets.yaml", "--list")
+        write_suite()
+        assert main(["benchmark", "pets.yaml", "--list"]) == 0
 
     def test_another_suite_may_replace_one_without_edits(self, one_of_two, write_suite):
         (one_of_two / "cells" / "uce" / "cat" / "0" / "edit.safetensors").unlink()

@@ -135,6 +135,7 @@ def test_two_engines_share_the_jobs_and_both_report_them(make_jobs):
         ("a\nValueError: odd\n\n", 1, "ValueError: odd"),
         ("", 3, "exit code 3"),
         ("erasure: error: wrong", -9, "killed by SIGKILL"),
+        ("", -35, "killed by signal 35"),  # a real-time signal
     ],
 )
 def test_failure_message(output, code, message):

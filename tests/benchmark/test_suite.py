@@ -221,6 +221,13 @@ class TestDifference:
         )
         assert earlier.difference(now) == ""
 
+    def test_entries_of_another_suite_follow_its_own(self, read):
+        fewer = read(changed(methods=["uce.yaml"], attacks=[], concepts=SUITE["concepts"][1:]))
+        whole = fewer.with_entries_of(read(SUITE))
+        assert [method.name for method in whole.methods] == ["uce", "strong"]
+        assert [concept.name for concept in whole.concepts] == ["both", "many", "noto", "cat"]
+        assert whole.attacks == read(SUITE).attacks
+
     @pytest.mark.parametrize(
         ("other", "difference"),
         [
@@ -230,6 +237,10 @@ class TestDifference:
             (
                 changed(methods=[{"name": "uce", "config": "sage"}]),
                 "methods.uce.config.model.class_path: uce.yaml and s",
+            ),
+            (
+                changed(methods=[{"name": "UCE", "config": "uce"}]),  # of the same folder
+                "methods.uce.name: uce and UCE",
             ),
             (
                 changed(concepts=[{"name": "cat", "anchor": "tree"}]),

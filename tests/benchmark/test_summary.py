@@ -157,6 +157,13 @@ class TestSummaryTables:
         assert "| half" not in page
         assert "Not run" not in markdown(summary_tables(summarize(table), table))
 
+    def test_a_method_without_retention_has_no_place_on_the_front(self, table):
+        """`no`, and an area of 0, would be figures."""
+        unmeasured = [row | {"specificity": None, "harmonic": None} for row in table]
+        ranks = summary_tables(summarize(unmeasured), unmeasured)[1]
+        places = {tuple(row[ranks.head.index("front") :]) for row in ranks.rows}
+        assert places == {("-", "-")}
+
     def test_one_method_has_no_ranks(self, table):
         """Two, the control, have."""
         for names, ranked in ((["good"], False), (["good", "kind"], True)):
@@ -195,6 +202,11 @@ class TestSummaryTables:
         bars = errorbar.call_args.kwargs
         assert bars["xerr"].ravel().tolist() == pytest.approx([0.3, 0.1])
         assert bars["yerr"].ravel().tolist() == pytest.approx([0.1, 0.2])
+
+    def test_dollar_signs_in_names_are_no_formulas_of_a_plot(self, table):
+        method = replace(summarize(table).methods[0], method="from $5 to $x^{2$")
+        plot = plot_pareto(replace(summarize(table), methods=(method,)), "$x^$")
+        assert plot.startswith(b"\x89PNG")
 
     def test_the_plot_is_a_png(self, table):
         assert plot_pareto(summarize(table), "pets").startswith(b"\x89PNG")

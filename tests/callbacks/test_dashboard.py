@@ -348,7 +348,9 @@ def test_an_attack_on_tensorboard(attacked):
     ("file", "content", "message"),
     [
         ("cost.json", '{"seconds": ', "needs the cost as `erasure fit` writes it; found other"),
+        ("cost.json", "[]", "needs the cost as `erasure fit` writes it; found other"),
         ("metrics.csv", "step,loss\n0,much\n", "needs numbers, as `erasure fit` writes them; f"),
+        ("grid.png", "", "needs images as `erasure test` writes them; found others"),
     ],
 )
 def test_a_damaged_file_is_one_line(run, tmp_path, monkeypatch, capsys, file, content, message):

@@ -114,6 +114,17 @@ def test_different_protocols_are_refused_by_the_first_field(change, words):
         compare_results({"one": RESULT, "two": other})
 
 
+def test_each_pair_of_a_comparison_has_one_protocol():
+    """The first may be an older one, without the settings in which the others differ."""
+    settings = ({}, {"timestep_spacing": "leading"}, {"timestep_spacing": "trailing"})
+    results = {
+        str(number): replace(RESULT, protocol=replace(PROTOCOL, sampler_settings=each))
+        for number, each in enumerate(settings)
+    }
+    with pytest.raises(ErasureError, match="^1 and 2 were measured differently.*timestep_spacing"):
+        compare_results(results)
+
+
 def test_an_empty_comparison_is_refused():
     with pytest.raises(ErasureError, match="needs the figures of at least one edit; found none"):
         compare_results({})

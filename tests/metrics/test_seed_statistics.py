@@ -37,6 +37,13 @@ def test_the_interval_stays_inside_the_range():
     assert metric.compute().low > 0
 
 
+def test_a_share_is_not_rounded_to_single_precision():
+    """Nine of ten reach a threshold of 0.9."""
+    metric = SeedMean([0])
+    metric.update(torch.tensor([1.0] * 9 + [0.0]), [0] * 10)
+    assert metric.compute().mean >= 0.9
+
+
 def test_one_seed_tells_nothing_of_the_interval():
     metric = SeedMean(range(3))
     metric.update(torch.tensor([0.5]), [2])

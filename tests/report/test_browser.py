@@ -14,6 +14,13 @@ from erasure_lightning.report.run_record import read_run_record
 #: Fetches an image and opens a dialog in a page that does not escape it.
 FETCHING = '<img src="http://example.invalid/x.png" onerror="alert(2)">'
 
+#: Most lines of a run's name in the results of attacks.
+LINES_OF_RUNS = """Math.max(...[...document.querySelectorAll('td.run')].map(cell => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return range.getClientRects().length;
+}))"""
+
 pytestmark = pytest.mark.skipif(
     chromium() is None and not os.environ.get("CI"),
     reason="needs a Chromium: apt-get install chromium",
@@ -76,6 +83,14 @@ def test_a_page_without_escaping_fails_these_checks(browser, runs, tmp_path, mon
     assert seen.content["active"]
     assert seen.content["handlers"]
     assert f"a {HOSTILE}" not in seen.content["text"]
+
+
+def test_many_runs_fit_on_a_phone(browser, tmp_path):
+    """Their images are scrolled within the card, with the captions that are not shown."""
+    runs = [make_run(tmp_path / f"run{number}") for number in range(8)]
+    assert browser.look(write_page(tmp_path, *runs), 375).content["overflow"] == 0
+    lines = browser.ask("Runtime.evaluate", expression=LINES_OF_RUNS)["result"]["value"]
+    assert lines == 1  # the name of a run is not broken into letters
 
 
 def test_large_images_and_long_words_fit_on_a_phone(browser, tmp_path):

@@ -24,7 +24,7 @@ from erasure_lightning.report.page_figures import (
     grouped_attacks,
     measured_figures,
 )
-from erasure_lightning.report.page_model import label_runs
+from erasure_lightning.report.page_model import comparisons, label_runs
 from erasure_lightning.report.run_record import read_run_record
 
 VOID = {"meta", "link", "img", "br", "line", "circle", "polyline"}
@@ -278,6 +278,21 @@ class TestSeveralRuns:
         assert "They differ in guidance: 3.0 and 7.5." in page.text
         assert not re.search(r"UCE\s+0 % \[0, 0\] RECE", page.text)
         assert len(page.all("img")) == 2 * 4 * 2
+
+    def test_an_older_run_stands_beside_those_that_it_may_be_compared_with(self, tmp_path):
+        """It lacks the sampler's settings; where those of two others differ, only beside one."""
+        records = {}
+        for label, spacing in {"old": None, "new": "leading", "other": "trailing"}.items():
+            settings = {"timestep_spacing": spacing} if spacing else {}
+            protocol = replace(PROTOCOL, sampler_settings=settings)
+            folder = make_run(tmp_path / label, protocol=protocol)
+            made = folder / "attacks" / "unlearndiffatk" / "attack.json"
+            outcome(description(), protocol=protocol).save(made)
+            records[label] = read_run_record(folder)
+        first, second = comparisons(records, {})
+        assert ([*first.runs], [*second.runs]) == (["old", "new"], ["other"])
+        assert "timestep_spacing of the sampler: 'leading'" in second.difference
+        assert [[*group] for group in grouped_attacks(records)] == [["old", "new"], ["other"]]
 
     def test_a_folder_named_original_is_not_taken_for_the_original_model(self, tmp_path):
         first, second = (make_run(tmp_path / name) for name in ("original", "longer"))

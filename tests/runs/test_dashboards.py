@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
 from trivial import Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -12,6 +13,7 @@ from erasure_lightning.cli.loggers import check_account
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.csv_log import MetricsFile
+from erasure_lightning.runs.dashboard_content import show_samples
 from erasure_lightning.runs.dashboards import (
     TensorBoardWriter,
     WandbWriter,
@@ -19,6 +21,7 @@ from erasure_lightning.runs.dashboards import (
     dashboard_writers,
     wandb_arguments,
 )
+from erasure_lightning.runs.folder import Run
 
 
 class Recorder(WandbLogger):
@@ -70,6 +73,28 @@ def test_closed_files_do_not_tell_the_host(tmp_path):
     close_loggers([logger])
     (file,) = Path(logger.log_dir).glob("events*")
     assert f".{gethostname()}." not in file.name
+
+
+@pytest.mark.parametrize(
+    ("before", "row", "problem"),
+    [
+        (100, "a cat,efficacy,0,a.png,a.png", "truncated"),
+        (None, "a cat,efficacy,0,b.png,a.png", "No such file"),
+        (None, "a cat,efficacy,0,../secret.png,a.png", "No such file"),
+        (None, "a cat,efficacy,zero,a.png,a.png", "invalid literal"),
+        (None, "a cat,efficacy", "NoneType"),
+    ],
+    ids=["truncated", "missing", "outside", "seed", "short"],
+)
+def test_images_that_cannot_be_read_are_an_error_of_ours(tmp_path, before, row, problem):
+    run = Run(tmp_path / "run")
+    run.samples.mkdir(parents=True)
+    Image.effect_noise((16, 16), 9).save(run.samples / "a.png")
+    Image.new("RGB", (4, 4)).save(run.root / "secret.png")
+    (run.samples / "a.png").write_bytes((run.samples / "a.png").read_bytes()[:before])
+    (run.samples / "samples.csv").write_text(f"prompt,group,seed,before,after\n{row}\n")
+    with pytest.raises(ErasureError, match=f"needs images as `erasure test`.*{problem}.*Delete it"):
+        show_samples(SimpleNamespace(), run)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,13 @@ def test_a_run_of_many_concepts_is_named_after_the_first():
     assert str(default_run("SAGE", names).root) == "runs/sage-c0-c1-c2-and-97-more"
 
 
+def test_a_cell_is_named_by_method_concept_and_seed(tmp_path):
+    cell = tmp_path / "cells" / "uce" / "red-heart" / "0"
+    assert Run(cell).name == "uce-red-heart-0"
+    assert Run(cell.parent).name == "red-heart"
+    assert Run(tmp_path / "x" / ".." / "run").name == "run"
+
+
 def test_a_slug_is_a_file_name():
     assert slug("../Tom & Jerry / x") == "tom-jerry-x"
     assert len(slug("word " * 100)) <= 80
