@@ -77,14 +77,23 @@ def _means(summary: Summary, table: Sequence[CellRow]) -> SummaryTable:
         ]
         for method in summary.methods
     ]
-    seeds = len({row["seed"] for row in table})
-    within = f", and of the {seeds} training seeds within each" if seeds > 1 else ""
-    within = within or " (one training seed)"
     title = (
-        "Means over concepts, with 95 % bootstrap intervals over resamples of the"
-        f" concepts{within}. Where not all cells are finished, the mean is over those that are."
+        f"{_title_of_means(table)} Where not all cells are finished, the mean is over those that"
+        " are."
     )
     return SummaryTable(title, ["method", "cells", *figures, "seconds"], rows)
+
+
+def _title_of_means(table: Sequence[CellRow]) -> str:
+    seeds = len({row["seed"] for row in table})
+    if seeds == 1 == len({row["concept"] for row in table}):
+        return "Figures of one concept with one training seed, of which there are no intervals."
+    within = f", and of the {seeds} training seeds within each" if seeds > 1 else ""
+    within = within or " (one training seed)"
+    return (
+        "Means over concepts, with 95 % bootstrap intervals over resamples of the"
+        f" concepts{within}."
+    )
 
 
 def _ranks(summary: Summary) -> SummaryTable:

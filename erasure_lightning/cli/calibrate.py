@@ -47,7 +47,7 @@ def run_calibrate(argv: list[str]) -> None:
     config = _config(calibration)
     write_atomically(folder / "calibration.png", plot)
     write_atomically(folder / "calibration.yaml", config.encode())
-    Console().print(_table(calibration))
+    Console(markup=False).print(_table(calibration))
     print(_premise(calibration))
     print(f"\n{config}\nThe plot and this config are in {folder}.")
 

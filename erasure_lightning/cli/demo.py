@@ -1,10 +1,12 @@
 """``erasure demo``: a run as a local page."""
 
+import signal
+
 from erasure_lightning.cli.arguments import Arguments
 
 
 def run_demo(argv: list[str]) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C or SIGTERM.
 
     Raises:
         ErasureError: If Gradio is not installed, the run cannot be read, or the port is taken.
@@ -17,14 +19,19 @@ def run_demo(argv: list[str]) -> None:
         if options.host not in ("127.0.0.1", "localhost", "::1"):
             print("Other machines can reach it: it has no password.", flush=True)
 
-    serve_demo(
-        options.run,
-        host=options.host,
-        port=options.port,
-        steps=options.steps,
-        backbone=options.backbone,
-        ready=ready,
-    )
+    # The default handler would leave the folder of generated images behind.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        serve_demo(
+            options.run,
+            host=options.host,
+            port=options.port,
+            steps=options.steps,
+            backbone=options.backbone,
+            ready=ready,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> Arguments:

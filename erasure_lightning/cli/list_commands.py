@@ -109,7 +109,7 @@ def run_compare(argv: list[str]) -> None:
         after = [row.after[name].two_lines() for name in results]
         before = row.before.two_lines() if row.before else ""
         table.add_row(f"{row.group} {row.metric}", before, *after)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _score_file(path: Path) -> Path | None:
@@ -130,4 +130,4 @@ def _compare_scores(files: dict[str, Path]) -> None:
 
     scores = {name: Score.load(file) for name, file in files.items()}
     check_comparable(scores)
-    Console().print(score_table(scores))
+    Console(markup=False).print(score_table(scores))

@@ -98,7 +98,9 @@ class Planner(CommandLine):
         Watchdog(config.hang_timeout)
         require("erasure plan", above=0, **{"--gpu_memory": config.gpu_memory})
         self.devices_per_node = self._devices_per_node()
-        require("erasure plan", at_least=1, **{"--trainer.devices": self.devices_per_node})
+        counts = {"devices": self.devices_per_node, "num_nodes": trainer.num_nodes}
+        for name, count in counts.items():
+            require("erasure plan", at_least=1, **{f"--trainer.{name}": count})
         self.devices = self.devices_per_node * trainer.num_nodes
         if str(trainer.precision) not in ("None", "32", "32-true", "bf16-mixed"):
             raise ErasureError(

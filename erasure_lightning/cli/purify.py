@@ -21,7 +21,7 @@ def run_purify(argv: list[str]) -> None:
     options = _parser().parse(argv)
     silence()
     folder, drifts = purify_files(**vars(options))
-    Console().print(_table(drifts))
+    Console(markup=False).print(_table(drifts))
     sheet = folder / f"{SHEET_NAME}.png"
     print(f"Purified; the images are in {folder}, side by side in {sheet}.")
 

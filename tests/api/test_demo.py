@@ -37,6 +37,7 @@ def run(tmp_path_factory):
     pipeline = DiffusionPipeline.from_pretrained(folder / "base")
     edit = erase(pipeline, CONCEPT, method="UCE", progress_bar=False)
     edit.metadata["backbone"] = str(folder / "base")
+    edit.metadata["concepts"][0]["domain"] += ["many words on one button " * 4]
     edit.save(folder / "run" / "edit.safetensors")
     return folder / "run"
 
@@ -116,6 +117,23 @@ def test_a_port_that_is_taken(run, monkeypatch):
         demo.serve_demo(run, port=7899)
 
 
+def test_sigterm_ends_it_as_ctrl_c_does(run, capsys, monkeypatch):
+    """So that the folder of images is removed."""
+    ended = []
+
+    def serve(*_, **__):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(demo, "serve_demo", serve)
+    assert main(["demo", str(run)]) == 130
+    assert ended == [True]
+    assert capsys.readouterr().err == "erasure: Interrupted.\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 @pytest.mark.parametrize("host", ["no host", "192.0.2.1", "x" * 70])
 def test_a_host_that_is_no_address_of_this_machine(run, capsys, host):
     assert main(["demo", str(run), "--host", host]) == 2
@@ -145,6 +163,10 @@ def wait(browser, expression):
 
 IMAGES = "[...document.querySelectorAll('.generated img')]"
 SOURCES = f"{IMAGES}.map(i => i.src)"
+BUTTONS_ENDS = (
+    "[...document.querySelectorAll('.row-of-words button')].map("
+    "b => b.getBoundingClientRect().right)"
+)
 
 
 @pytest.mark.skipif(find_spec("gradio") is None, reason="needs the extra [demo]")
@@ -173,6 +195,7 @@ def test_the_page_draws_in_a_browser_without_network_and_ctrl_c_ends_it(run, era
                 browser.resize(width)
                 page = "document.documentElement"
                 assert evaluate(browser, f"{page}.scrollWidth <= {page}.clientWidth")
+                assert evaluate(browser, f"Math.max(...{BUTTONS_ENDS}) <= {page}.clientWidth")
             urls = [e["params"]["request"]["url"] for e in browser.events if e["method"] == REQUEST]
             assert [url for url in urls if not url.startswith((address, "data:", "blob:"))] == []
             assert len(urls) > 3  # the control

@@ -157,6 +157,12 @@ class TestSummaryTables:
         assert "| half" not in page
         assert "Not run" not in markdown(summary_tables(summarize(table), table))
 
+    def test_one_concept_with_one_seed_has_no_intervals(self, table):
+        single = [row for row in table if row["concept"] == "cat"]
+        means = summary_tables(summarize(single), single)[0]
+        assert means.title.startswith("Figures of one concept with one training seed, of which")
+        assert not any("[" in cell for row in means.rows for cell in row)
+
     def test_a_method_without_retention_has_no_place_on_the_front(self, table):
         """`no`, and an area of 0, would be figures."""
         unmeasured = [row | {"specificity": None, "harmonic": None} for row in table]

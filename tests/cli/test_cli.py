@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from report_runs import description, write_figures
 from rich.console import Console
 from trivial import TINY, method_options
 
@@ -598,6 +599,19 @@ def test_figures_of_a_later_test_are_compared(folder, finished, capsys):
     assert main(["compare", str(finished), "late"]) == 2  # the control
     assert main(["test", "--ckpt_path", "late"]) == 0
     assert main(["compare", str(finished), "late"]) == 0
+
+
+def test_a_comparison_prints_brackets_of_names(tmp_path, capsys, monkeypatch):
+    """They are no markup; a closing tag ended in a traceback."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    for name in ("a[bold]", "b[/c]"):
+        (tmp_path / name).mkdir(parents=True)
+        write_figures(tmp_path / name, description())
+    assert main(["compare", "a[bold]", "b[/c]"]) == 0
+    printed = capsys.readouterr().out
+    assert "a[bold]" in printed
+    assert "b[/c]" in printed
 
 
 def test_an_unfinished_run_is_measured_with_a_warning(folder, capsys):

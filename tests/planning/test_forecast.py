@@ -441,6 +441,7 @@ def test_devices_are_those_of_all_nodes(arguments, devices, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--trainer.num_nodes", "0"], "needs --trainer.num_nodes of at least 1; found 0."),
         (["--trainer.devices", "-1"], "found -1, which does not say it: give --trainer.devices"),
         (["--trainer.devices=auto"], "found auto"),
         (["--trainer.strategy", "deepspeed"], "--trainer.strategy needs auto, ddp, fsdp2"),
