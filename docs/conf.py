@@ -62,8 +62,9 @@ REFERENCE = {
     | modules_of(ATTACKS),
     "Training": modules(
         "training",
-        "base gradient closed_form inference_rule adapter_methods adversary adversary_kinds"
-        " latent_sources trajectory_bank image_sources stochastic_trajectories paired_sampling"
+        "base gradient closed_form inference_rule adapter_methods per_concept_erasure"
+        " adversary adversary_kinds latent_sources trajectory_bank image_sources"
+        " stochastic_trajectories paired_sampling"
         " saliency word_mixtures strategies",
     ),
     "Models": modules("backbones", "interface base conditioning towers process loading tiny"),

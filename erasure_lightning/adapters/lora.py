@@ -69,31 +69,47 @@ def unshare_base_layers(root: nn.Module) -> None:
         layer.base_layer = own
 
 
-def merged_weights(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def merged_weights(
+    values: Mapping[str, Tensor], beneath: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The weights ``W + B A`` of an edit with low-rank factors, by the layers' own names.
 
     Args:
-        values: Weights, and factors by the names that peft gives them.
+        values: Factors by the names that peft gives them, and weights that the edit has itself.
+        beneath: The weights ``W`` of the model, for factors without weights of the edit's own.
 
     Raises:
-        ErasureError: If factors have no weights to be added to.
+        ErasureError: If factors have no weights that they can be added to.
     """
     merged = {name: value for name, value in values.items() if ".lora_" not in name}
-    for name, down in values.items():
-        layer, _, rest = name.partition(".lora_A.")
-        if not rest:
-            continue
-        weight = merged.get(f"{layer}.weight")
-        if weight is None:
-            raise ErasureError(
-                f"A low-rank edit needs the weights beneath its adapters; found none of {layer}."
-                " Its method's `editable` must name both, as LoraErasure's does, or merge them"
-                " when training ends."
-            )
-        up = values[f"{layer}.lora_B.{rest}"]
+    for name, layer in _factored_layers(values):
+        down = values[name]
+        up = values[name.replace(".lora_A.", ".lora_B.")]
         product = up.float().flatten(1) @ down.float().flatten(1)
-        merged[f"{layer}.weight"] = weight + product.view_as(weight).to(weight)
+        key = f"{layer}.weight"
+        own = key in merged
+        weight = merged[key] if own else beneath.get(key)
+        if weight is None or weight.numel() != product.numel():
+            actual = "none" if weight is None else f"one of shape {tuple(weight.shape)}"
+            raise ErasureError(
+                f"A low-rank edit needs the weights beneath its adapters; found {actual} at {key},"
+                f" where a difference of shape {tuple(product.shape)} is to be added. Apply it to"
+                " the model it was made on."
+            )
+        # The model's own may be in half precision, which the sum is rounded to when it is written.
+        whole = weight if own else weight.detach().float()
+        merged[key] = whole + product.view_as(whole).to(whole)
     return merged
+
+
+def weights_to_merge(values: Mapping[str, Tensor]) -> set[str]:
+    """Names of the weights beneath an edit's factors that the edit does not have itself."""
+    return {f"{layer}.weight" for _, layer in _factored_layers(values)} - values.keys()
+
+
+def _factored_layers(values: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """The names of the first factors, each with its layer's."""
+    return [(name, name.partition(".lora_A.")[0]) for name in values if ".lora_A." in name]
 
 
 def remove_lora(root: nn.Module) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from erasure_lightning.adapters.lora import weights_to_merge
 from erasure_lightning.api.base_model import load_base_model
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import Edit, load_edit
@@ -20,7 +21,13 @@ from erasure_lightning.edits.components import (
     component_fingerprints,
     is_same_component,
 )
-from erasure_lightning.edits.composition import dense_values, overlaps, shared_names, summed
+from erasure_lightning.edits.composition import (
+    dense_values,
+    overlaps,
+    shared_names,
+    summed,
+    weight_names,
+)
 from erasure_lightning.edits.edit import edit_title
 from erasure_lightning.edits.stack import stacked_values
 from erasure_lightning.errors import ErasureError
@@ -68,12 +75,13 @@ def compose(*edits: Edit | str | Path, pipeline: Any = None, backbone: str | Non
     _check_distinct(several)
     for edit in several[1:]:
         _check_same_base(several[0], edit)
-    values = [dense_values(edit.tensors, edit.metadata) for edit in several]
     strengths = [edit.strength for edit in several]
-    names = shared_names(values)
+    changed = [weight_names(edit.tensors) for edit in several]
+    names = shared_names(changed).union(*(weights_to_merge(edit.tensors) for edit in several))
     if any(strength != 1 for strength in strengths):
-        names |= {name for one in values for name in one}
+        names = names.union(*changed)
     base = _base_values(several, names, pipeline, backbone) if names else {}
+    values = [dense_values(edit.tensors, edit.metadata, base) for edit in several]
     titled = [edit_title(edit.metadata) for edit in several]
     overlap = [asdict(each) for each in overlaps(titled, values, base)]
     composed = summed(values, strengths, base)

@@ -1,6 +1,6 @@
 """Edits as differences from one model: their sum, and the tensors that two of them change."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erasure_lightning.adapters.lora import merged_weights
+from erasure_lightning.adapters.lora import merged_weights, weights_to_merge
 from erasure_lightning.edits.changes import components_of
 from erasure_lightning.edits.edit import edit_title
 from erasure_lightning.errors import ErasureError
@@ -47,12 +47,18 @@ class Overlap:
         )
 
 
-def dense_values(tensors: Values, metadata: Mapping[str, Any]) -> dict[str, Tensor]:
+def weight_names(tensors: Values) -> set[str]:
+    """Names of the weights that an edit changes, by factors too."""
+    return {name for name in tensors if ".lora_" not in name} | weights_to_merge(tensors)
+
+
+def dense_values(tensors: Values, metadata: Mapping[str, Any], base: Values) -> dict[str, Tensor]:
     """An edit as weights alone; low-rank adapters are merged, exactly.
 
     Args:
         tensors: The edit's tensors.
         metadata: Its metadata.
+        base: The model's weights beneath its low-rank factors (`weights_to_merge`).
 
     Raises:
         ErasureError: If it has adapters that act by prompt or image.
@@ -67,13 +73,13 @@ def dense_values(tensors: Values, metadata: Mapping[str, Any]) -> dict[str, Tens
             )
         own = {name: value for name, value in values.items() if name.startswith(f"{component}.")}
         values = {name: value for name, value in values.items() if name not in own}
-        values |= merged_weights(own)
+        values |= merged_weights(own, base)
     return values
 
 
-def shared_names(edits: Sequence[Values]) -> set[str]:
-    """Names of the tensors that more than one edit changes."""
-    return {name for one, other in combinations(edits, 2) for name in one.keys() & other.keys()}
+def shared_names(edits: Sequence[Set[str]]) -> set[str]:
+    """Names of the tensors that more than one edit changes, from those of each."""
+    return {name for one, other in combinations(edits, 2) for name in one & other}
 
 
 def summed(edits: Sequence[Values], strengths: Sequence[float], base: Values) -> dict[str, Tensor]:

@@ -138,28 +138,27 @@ def write_export(request: ExportRequest, held: HeldEdit) -> Export:
     kind = request.kind
     check_adapters(held.metadata, kind)
     _check_strength(held.strength, kind)
-    path = request.path
     dtype = DTYPES[request.dtype]
     match kind:
         case ExportFormat.ADAPTERS:
-            write_edit(path, held.tensors, held.metadata)
+            write_edit(request.path, held.tensors, held.metadata)
         case ExportFormat.CHECKPOINT:
             _write_checkpoint(request, held)
         case ExportFormat.DIFFUSERS:
             parts = vars(held.pipeline).items()
             _require_whole(held, [name for name, part in parts if isinstance(part, nn.Module)])
-            _write_new(path, held.pipeline.save_pretrained)
+            _write_new(request.path, held.pipeline.save_pretrained)
         case ExportFormat.COMPONENT:
             _write_components(request, held)
         case ExportFormat.DIFF:
             values = full_differences(held.changes, held.modules(held.changes), held.family)
-            _write_tensors(path, values, dtype, {"title": held.title})
+            _write_tensors(request.path, values, dtype, {"title": held.title})
         case ExportFormat.LORA | ExportFormat.KOHYA_LORA:
             return _write_lora(request, held)
         case PluginFormat():
             content = (held.changes, held.pipeline, held.metadata, dtype)
-            _write_new(path, lambda new: kind.write(new, *content))
-    return Export(path, str(kind))
+            _write_new(request.path, lambda new: kind.write(new, *content))
+    return Export(request.path, str(kind))
 
 
 def _check_strength(strength: float, kind: ExportFormat | PluginFormat) -> None:
@@ -254,18 +253,19 @@ def _own_factors(held: HeldEdit) -> dict[str, LayerFactors]:
     Of a layer that a closed form has changed beneath its factors, and of one in a model that the
     edit was not made on, the change is more than their product.
     """
-    own = edit_fingerprint(held.tensors, held.metadata)
+    fingerprint = edit_fingerprint(held.tensors, held.metadata)
     before = {
         f"{name}.{parameter}": value
         for name, module in held.modules(held.changes).items()
         for record in applied_edits(module)
-        if record["fingerprint"] == own
+        if record["fingerprint"] == fingerprint
         for parameter, value in record.get("before", {}).items()
     }
     return {
         layer: each
         for layer, each in edit_factors(held.tensors, held.strength).items()
-        if _is_same(held.tensors[f"{layer}.weight"], before[f"{layer}.weight"])
+        if (own := held.tensors.get(f"{layer}.weight")) is None  # a difference of any weight
+        or _is_same(own, before[f"{layer}.weight"])
     }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import AdapterPlan, adapters_of, refuse_saving, remove_adapters
 from erasure_lightning.adapters.kinds import OF_LAST_STATES, install
-from erasure_lightning.adapters.lora import merged_weights
+from erasure_lightning.adapters.lora import merged_weights, weights_to_merge
 from erasure_lightning.edits.changes import components_of
 from erasure_lightning.edits.components import (
     EditedComponent,
@@ -103,18 +103,31 @@ def _changes(
         }
         adapters = metadata.get("adapters", {}).get(name)
         plan = AdapterPlan(**adapters) if adapters else None
+        component = EditedComponent(pipeline, name)
         if plan and plan.kind == "lora":
-            values = merged_weights(values)
+            values = _merged(component, values, record["fingerprint"])
             plan = None
         if plan and plan.kind in OF_LAST_STATES:
             _require_last_states(pipeline)
-        yield _Change(
-            EditedComponent(pipeline, name),
-            values,
-            plan,
-            metadata.get("fingerprints", {}).get(name),
-            record,
-        )
+        original = metadata.get("fingerprints", {}).get(name)
+        yield _Change(component, values, plan, original, record)
+
+
+def _merged(
+    component: EditedComponent, values: Mapping[str, Tensor], fingerprint: str
+) -> dict[str, Tensor]:
+    """The weights of a low-rank edit in a component, those that it has once it is applied.
+
+    Raises:
+        ErasureError: If the component cannot be written, or its weights do not fit.
+    """
+    if not weights_to_merge(values):
+        return merged_weights(values, {})
+    for record in applied_edits(component.module):
+        if record["fingerprint"] == fingerprint:
+            return dict(record["after"])
+    component.require_writable(adapters=False)
+    return merged_weights(values, component.parameters())
 
 
 def _require_last_states(pipeline: Any) -> None:

@@ -51,12 +51,12 @@ from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.seeding import derive_seed
-from erasure_lightning.training.adapter_methods import PerConceptErasure
 from erasure_lightning.training.attention_masks import attention_inside, concept_mask
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.input_grams import input_gram
 from erasure_lightning.training.latent_sources import LatentSource, NoisyBatch, SourceModels
 from erasure_lightning.training.optimizers import OptimizerName
+from erasure_lightning.training.per_concept_erasure import PerConceptErasure
 from erasure_lightning.training.prompt_states import shared_token_states
 from erasure_lightning.training.regression import Regression
 

@@ -168,6 +168,10 @@ class RealEra(NeighbourMining, LoraErasure):
         self.closed_form = closed_form
         self.noise_weight = noise_weight
 
+    def changes_weights(self) -> bool:
+        """Whether the weights beneath adapters change, by merging or by stage A."""
+        return self.merge or self.closed_form
+
     def modified(self) -> list[str]:
         """The layers with adapters, and whatever else stage A solves for."""
         wrapped = super().modified()

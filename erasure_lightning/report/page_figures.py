@@ -154,9 +154,11 @@ def grouped_attacks(runs: Mapping[str, RunRecord]) -> list[dict[str, AttackRecor
 
 
 def _is_equal(attack: AttackRecord, other: AttackRecord) -> bool:
-    one, two = attack.outcome, other.outcome
-    settings = [(outcome.class_path, outcome.arguments) for outcome in (one, two)]
-    return settings[0] == settings[1] and not one.protocol.difference(two.protocol)
+    one = attack.outcome
+    two = other.outcome
+    same_class = one.class_path == two.class_path
+    differs = one.arguments != two.arguments or one.protocol.difference(two.protocol)
+    return same_class and not differs
 
 
 def attack_figures(attacks: Mapping[str, AttackRecord]) -> QuestionFigures:

@@ -2,12 +2,10 @@
 
 import re
 from abc import abstractmethod
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan
@@ -19,7 +17,6 @@ from erasure_lightning.adapters.lora import (
     remove_lora,
     unshare_base_layers,
 )
-from erasure_lightning.adapters.per_concept import ConceptAdapters
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.backbones.precision import promote_to_float32
 from erasure_lightning.checks import require
@@ -27,7 +24,6 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.gradient import GradientErasure
-from erasure_lightning.training.latent_sources import NoisyBatch
 
 
 class AdapterEdit(ErasureModule):
@@ -77,7 +73,7 @@ class PartErasure(AdapterErasure):
         lora_init: How an adapter's first factor begins (`LoraInit`); at the same rate ``gaussian``
             ones move the weights further: by 12 times at rank 4 and 768 inputs.
         merge: Add the adapters to the weights when training ends, so that the edit is weights like
-            any other; else the edit has both apart.
+            any other, and as large; else the edit is the adapters alone.
         kwargs: Arguments of `GradientErasure`.
 
     Raises:
@@ -95,20 +91,21 @@ class PartErasure(AdapterErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        owner = type(self).__name__
         is_set = {"lora_layers": lora_layers is not None, "lora_init": lora_init != "uniform"}
         if rank is not None:
-            require(type(self).__name__, at_least=1, rank=rank)
+            require(owner, at_least=1, rank=rank)
         elif unused := [name for name, used in is_set.items() if used]:
             raise ErasureError(
-                f"{type(self).__name__} with {unused[0]} needs a rank; found none. Set rank 4,"
-                f" say, or leave {unused[0]} out."
+                f"{owner} with {unused[0]} needs a rank; found none. Set rank 4, say, or leave"
+                f" {unused[0]} out."
             )
         try:
             re.compile(lora_layers or "")
         except re.error as error:
             raise ErasureError(
-                f"{type(self).__name__} needs a regular expression as lora_layers; found"
-                f" {lora_layers!r}: {error}."
+                f"{owner} needs a regular expression as lora_layers; found {lora_layers!r}:"
+                f" {error}."
             ) from error
         self.train_part: Part = train
         self.rank = rank
@@ -169,10 +166,16 @@ class PartErasure(AdapterErasure):
         """The adapters' parameters alone; without adapters all of `editable`."""
         return self.editable() if self.rank is None else adapter_parameters(self.backbone)
 
+    def changes_weights(self) -> bool:
+        """Whether the weights beneath adapters change, by merging or otherwise."""
+        return self.merge
+
     def editable(self) -> dict[str, nn.Parameter]:
-        """The part; or the adapters' parameters and the weights they wrap, once merged these."""
+        """The part; or the adapters' parameters, with the weights they wrap if these change."""
         if self.rank is None:
             return self.backbone.denoiser_parameters(self.train_part)
+        if not self.changes_weights():
+            return adapter_parameters(self.backbone)
         layers = [f"denoiser.{layer}" for layer in self._plan.layers]
         return {
             name: parameter
@@ -229,72 +232,3 @@ class LoraErasure(PartErasure):
 
     def __init__(self, *, train: Part = "x-strict", rank: int = 1, **kwargs: Any) -> None:
         super().__init__(train=train, rank=rank, **kwargs)
-
-
-class PerConceptErasure(GradientErasure):
-    """Base of methods that train adapters for each concept and fuse them into the text layers.
-
-    The adapters are not part of the backbone, so that each row of a batch passes those of its own
-    concept. An edit is weights at any time: a checkpoint has the fusion of the adapters as they
-    are. Adapters of concepts that a batch lacks get no gradient.
-
-    Args:
-        rank: Rank of each adapter, at least 1.
-        kwargs: Arguments of `GradientErasure`.
-
-    Raises:
-        ErasureError: If the rank is below 1.
-    """
-
-    has_unused = True
-    finalizes_edit = True
-
-    def __init__(self, *, rank: int = 1, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        require(type(self).__name__, at_least=1, rank=rank)
-        self.rank = rank
-
-    @abstractmethod
-    def fused(self) -> Tensor:
-        """The fused weights of all text layers, stacked, ``(out, D)``."""
-
-    def adapt(self) -> None:
-        """Creates the adapters, apart from the backbone."""
-        layers = self.backbone.text_layers().values()
-        self.adapters = ConceptAdapters(layers, len(self.concepts), self.rank)
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The adapters' parameters alone."""
-        return {
-            f"adapters.{name}": parameter for name, parameter in self.adapters.named_parameters()
-        }
-
-    def adapted(self, batch: NoisyBatch) -> AbstractContextManager[None]:
-        """Context in which each row of a batch passes the adapters of its concept."""
-        return self.adapters.beside(self.backbone.text_layers().values(), batch.indices)
-
-    @torch.no_grad()
-    def write_layers(self, weights: Tensor) -> None:
-        """Writes stacked weights ``(out, D)`` to the text layers."""
-        self.write(self._by_name(weights))
-
-    def _by_name(self, weights: Tensor) -> dict[str, Tensor]:
-        layers = weights.to(self.backbone.dtype).split_with_sizes(self.adapters.widths)
-        names = [f"{name}.weight" for name in self.backbone.text_layers()]
-        return dict(zip(names, layers, strict=True))
-
-    def on_train_end(self) -> None:
-        """Fuses the adapters."""
-        self.write_layers(self.fused())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves the adapters beside the edit that they fuse to."""
-        super().on_save_checkpoint(checkpoint)
-        fused = self._by_name(self.fused()).items()
-        checkpoint["state_dict"] |= {BACKBONE_PREFIX + name: weight for name, weight in fused}
-        checkpoint["adapters"] = dict(self.adapters.state_dict())
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the adapters; a finished edit has none."""
-        super().on_load_checkpoint(checkpoint)
-        self.adapters.load_state_dict(checkpoint.get("adapters", {}), strict=False)

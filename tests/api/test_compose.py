@@ -11,7 +11,7 @@ from erasure_lightning.api.compose import save_composition
 from erasure_lightning.api.load import load_edited
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux
 from erasure_lightning.cli.main import main
-from erasure_lightning.edits.composition import dense_values
+from erasure_lightning.edits.composition import dense_values, weight_names
 from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.spm import SPM
@@ -91,12 +91,27 @@ def test_edits_that_do_not_meet_are_as_they_were():
 
 def test_low_rank_differences_are_merged_exactly():
     edit = edit_of("cat", method="ESD", rank=2, merge=False, lr=1e-2, warmup=0)
-    assert any(".lora_" in name for name in edit.tensors)
-    values = dense_values(edit.tensors, edit.metadata)
+    assert all(".lora_" in name for name in edit.tensors)
     pipeline = TinyBackbone().to_pipeline()
+    base = {f"unet.{n}": v.clone() for n, v in pipeline.unet.state_dict().items()}
+    values = dense_values(edit.tensors, edit.metadata, base)
+    assert values.keys() == weight_names(edit.tensors)
     edit.apply(pipeline)
     state = pipeline.unet.state_dict()
     assert all(torch.equal(state[n.removeprefix("unet.")], v) for n, v in values.items())
+
+
+def test_a_low_rank_edit_is_composed_from_its_factors():
+    settings = {"method": "ESD", "rank": 2, "lr": 1e-2, "warmup": 0}
+    apart = edit_of("cat", **settings, merge=False)
+    other = edit_of("star", method="UCE")
+    pipeline = TinyBackbone().to_pipeline()
+    composed = compose(apart, other, pipeline=pipeline).tensors
+    merged = compose(edit_of("cat", **settings), other, pipeline=pipeline).tensors
+    assert composed.keys() == merged.keys()
+    assert all(torch.allclose(composed[name], merged[name], atol=1e-6) for name in merged)
+    alone = compose(other, edit_of("cat", method="UCE"), pipeline=pipeline).tensors  # the control
+    assert not all(torch.allclose(composed[name], alone[name], atol=1e-4) for name in alone)
 
 
 def test_a_composition_on_the_disk_is_measured_like_any_other_edit(folder, tmp_path, capsys):

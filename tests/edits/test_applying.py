@@ -112,9 +112,13 @@ def test_weights_last(edits, load, name, tmp_path):
     again = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
     again.set_progress_bar_config(disable=True)
     assert torch.equal(latents(again), latents(pipeline))
-    assert (
-        apply_edit(edits / name, again).metadata["transferred"] == []
-    )  # it holds the edit, if not its mark
+    if name == "lora":  # a difference cannot be told to be in the weights already
+        with pytest.raises(ErasureError, match="found another of equal shapes, or one that was"):
+            apply_edit(edits / name, again)
+    else:
+        assert (
+            apply_edit(edits / name, again).metadata["transferred"] == []
+        )  # it holds the edit, if not its mark
     assert torch.equal(latents(again), latents(pipeline))
 
 
@@ -513,12 +517,27 @@ def test_values_that_do_not_stay_are_an_error(edits, load, tmp_path):
         apply_edit(path, pipeline, transfer=True)
 
 
-def test_low_rank_factors_need_the_weights_beneath(edits, load, tmp_path):
+def test_low_rank_factors_are_added_to_the_weights_beneath(edits, load):
+    tensors, _ = read_edit(edits / "lora" / "edit.safetensors")
+    assert all(".lora_" in name for name in tensors)
+    pipeline = load()
+    edit = apply_edit(edits / "lora", pipeline)
+    held, before = (dict(each.unet.named_parameters()) for each in (pipeline, load()))
+    for name, down in tensors.items():
+        if ".lora_A." in name:
+            key = name.partition(".lora_A.")[0].removeprefix("unet.") + ".weight"
+            product = tensors[name.replace(".lora_A.", ".lora_B.")] @ down
+            assert torch.allclose(held[key] - before[key], product, atol=1e-6)
+    assert apply_edit(edits / "lora", pipeline).fingerprint == edit.fingerprint  # it is held
+    edit.remove()
+    assert all(torch.equal(held[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(("name", "found"), [("nowhere", "none"), ("conv_in", "one of shape")])
+def test_low_rank_factors_need_the_weights_beneath(edits, load, tmp_path, name, found):
     tensors, metadata = read_edit(edits / "lora" / "edit.safetensors")
-    write_edit(
-        tmp_path / "edit.safetensors", {n: v for n, v in tensors.items() if ".lora_" in n}, metadata
-    )
-    with pytest.raises(
-        ErasureError, match=r"needs the weights beneath its adapters; found none of .*to_[kv]"
-    ):
+    layer = next(iter(tensors)).removeprefix("unet.").partition(".lora_")[0]
+    moved = {n.replace(layer, name): value for n, value in tensors.items()}
+    write_edit(tmp_path / "edit.safetensors", moved, metadata)
+    with pytest.raises(ErasureError, match=rf"weights beneath its adapters; found {found}.*{name}"):
         apply_edit(tmp_path, load())

@@ -1,6 +1,7 @@
 import copy
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,9 +190,13 @@ def test_as_many_prompts_are_planned_to_be_retained_as_are():
 
 
 def test_adapters_merged_at_the_end_are_planned_as_adapters():
-    merged, unmerged = (forecast(ESD, rank=2, merge=merge).held for merge in (True, False))
-    assert merged == unmerged
+    """What is trained is the same; only merged ones make an edit of the weights beneath."""
+    merged, apart = (forecast(ESD, rank=2, merge=merge).held for merge in (True, False))
+    assert replace(merged, weights=apart.weights) == apart
     assert merged.trained > 0
+    assert apart.weights.edit < merged.weights.edit
+    whole = [held.weights.frozen + held.weights.edit for held in (merged, apart)]
+    assert whole[0] == whole[1]
 
 
 def test_a_plugin_s_method_that_reads_values_is_planned(capsys):

@@ -138,7 +138,7 @@ def test_an_edit_file_goes_back_into_its_module(tmp_path, method, arguments):
     module = quick_fit(method(concepts=CAT, backbone=TinyBackbone(), lr=1e-2, **arguments), 2)
     module.save_edit(tmp_path / "edit.safetensors")
     fresh, saved = (
-        method(concepts=CAT, backbone=TinyBackbone()),
+        method(concepts=CAT, backbone=TinyBackbone(), **arguments),
         read_checkpoint(tmp_path / "edit.safetensors"),
     )
     assert all(

@@ -22,15 +22,18 @@ from erasure_lightning.training.image_sources import GeneratedImages
 CAT = [Concept("cat", "dog")]
 #: One image of the concepts and one of the rest, in one step.
 IMAGES = {"latents": GeneratedImages(images=1, steps=1)}
+#: The edit is the adapters alone.
+APART = {"merge": False}
 METHODS = [
-    (AllButOne, {}),
-    (ANT, {"maps": 1}),
-    (CA, IMAGES | {"train": "x"}),
+    (AllButOne, APART),
+    (ANT, {"maps": 1} | APART),
+    (CA, IMAGES | {"train": "x"} | APART),
     (ESD, {}),
     (RealEra, {}),
-    (SalUn, IMAGES | {"remaining": 1}),
+    (RealEra, APART),
+    (SalUn, IMAGES | {"remaining": 1} | APART),
     (SDD, {"ema": 0.5}),
-    (SDD, {"ema": 0.5, "merge": False}),
+    (SDD, {"ema": 0.5} | APART),
 ]
 
 
