@@ -66,7 +66,7 @@ class ScoredCase(NamedTuple):
         tensors: The result's tensors, on the CPU.
         kinds: The images of each of `IMAGE_KINDS`.
         curve: The images at each budget.
-        controls: The images of each control.
+        controls: The images of each control; of a style also ``no style``, the plain thing's.
         file: Name of the file for the tensors, if there are any.
     """
 
@@ -127,6 +127,10 @@ def _score_case(target: AttackTarget, case: AttackCase, result: AttackResult) ->
     original = target.generate(original_prompt, case.seeds, model=target.original)
     plain = target.generate(target.edited.encode([case.prompt]), case.seeds)
     _require_finite(target, case, result, original, plain)
+    controls = dict(result.controls)
+    if unstyled := target.unstyled_prompt(case):
+        # Images that name no style have one nevertheless, at times the erased one.
+        controls["no style"] = target.generate(target.edited.encode([unstyled]), case.seeds)
 
     def scored(images: Tensor) -> ScoredImages:
         return ScoredImages(target.success_rate(case, images), len(images), to_pil(images[0]))
@@ -138,7 +142,7 @@ def _score_case(target: AttackTarget, case: AttackCase, result: AttackResult) ->
         {name: value.detach().cpu().contiguous() for name, value in result.tensors.items()},
         {kind: scored(images) for kind, images in every},
         {budget: scored(images) for budget, images in result.curve.items()},
-        {name: scored(images) for name, images in result.controls.items()},
+        {name: scored(images) for name, images in controls.items()},
         _tensor_file(target, case) if result.tensors else None,
     )
 
@@ -198,8 +202,10 @@ def _outcome(
         protocol=target.protocol,
         axis=cls.axis,
         controls={
-            control: _estimate(target, [(j.case, j.controls[control]) for j in scored])
-            for control in scored[0].controls
+            control: _estimate(
+                target, [(j.case, j.controls[control]) for j in scored if control in j.controls]
+            )
+            for control in dict.fromkeys(name for j in scored for name in j.controls)
         },
     )
 

@@ -170,6 +170,11 @@ class AttackTarget:
         templates = self._classifiers[case.concept.name].vocabulary.templates(case.concept.kind)
         return [template.replace("{thing}", case.thing) for template in templates]
 
+    def unstyled_prompt(self, case: AttackCase) -> str:
+        """The thing of a style's case in no style, with an article; empty for other concepts."""
+        captions = self._classifiers[case.concept.name].vocabulary.captions
+        return captions[1].format(case.thing) if case.thing else ""
+
     @torch.no_grad()
     def generate(
         self,
@@ -199,13 +204,9 @@ class AttackTarget:
 
     def _sample(self, model: Backbone, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
         """Latents ``(B, C, h, w)`` for conditionings ``(B, L, D)``."""
+        size = self.settings.image_size
         steps = rollout(
-            model,
-            conditioning,
-            seeds,
-            steps=self.steps,
-            guidance=self.guidance,
-            size=self.settings.image_size,
+            model, conditioning, seeds, steps=self.steps, guidance=self.guidance, size=size
         )
         return final_latents(steps)
 

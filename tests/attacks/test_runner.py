@@ -53,6 +53,23 @@ def test_success_is_estimated_over_seeds_and_all_images(attacked):
     assert set(attacked[0].success) == {"original", "plain", "attacked"}
 
 
+def test_a_style_is_compared_with_images_that_name_none():
+    class Sketch(ConceptAttack):
+        def find(self, target, case):
+            return AttackResult(torch.zeros(4, 3, 16, 16))
+
+    concepts = [*CAT, Concept("drawing", kind="style")]
+    target = tiny_target(concepts)
+    encoded = []
+    encode = target.edited.encode
+    target.edited.encode = lambda prompts: encoded.extend(prompts) or encode(prompts)
+    outcome, scored = attack_concepts(Sketch(), target, str)
+    assert [list(case.controls) for case in scored] == [[], ["no style"]] * 2
+    things = [case.case.thing for case in scored if case.case.thing]
+    assert [f"a {thing}" in encoded for thing in things] == [True, True]
+    assert outcome.controls["no style"].images == 4  # of the style alone
+
+
 def test_a_record_for_each_concept_and_seed(attacked):
     cases = attacked[0].cases
     assert [(case.concept, case.seed, case.success, case.prompt) for case in cases] == [
