@@ -142,6 +142,12 @@ def values_by_concept(values: Iterable[tuple[str, float | None]]) -> list[list[f
     return list(groups.values())
 
 
+def means_over_concepts(rows: Sequence[CellRow], figures: Sequence[str]) -> dict[str, Interval]:
+    """Mean of each measured figure over the concepts of finished cells, with its interval."""
+    means = {f: _interval((row["concept"], row[f]) for row in rows) for f in figures}
+    return {figure: mean for figure, mean in means.items() if mean}
+
+
 def _interval(values: Iterable[tuple[str, float | None]]) -> Interval | None:
     groups = values_by_concept(values)
     return bootstrap(groups) if groups else None
@@ -188,7 +194,7 @@ def _method_summary(
     points: dict[str, tuple[float, float]],
 ) -> MethodSummary:
     finished = [row for row in rows if row["status"] == Status.FINISHED]
-    means = {f: _interval((row["concept"], row[f]) for row in finished) for f in figures}
+    means = means_over_concepts(finished, figures)
     seconds = [row["seconds"] for row in finished if row["seconds"] is not None]
     contribution = 0.0
     if method in points:
@@ -198,7 +204,7 @@ def _method_summary(
         method=method,
         finished=len(finished),
         cells=len(rows),
-        figures={figure: mean for figure, mean in means.items() if mean},
+        figures=means,
         erasure=_interval((row["concept"], erasure_score(row)) for row in finished),
         retention=means.get("specificity"),
         ranks=mean_ranks,

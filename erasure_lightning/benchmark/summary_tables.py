@@ -1,12 +1,18 @@
 """Tables of a benchmark's summary, in Markdown and in LaTeX."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
 from erasure_lightning.benchmark.jobs import Status
-from erasure_lightning.benchmark.summary import Summary, higher_is_better
+from erasure_lightning.benchmark.statistics import Interval
+from erasure_lightning.benchmark.summary import (
+    Summary,
+    higher_is_better,
+    means_over_concepts,
+    rows_of,
+)
 from erasure_lightning.benchmark.table import CellRow
 
 #: Text of a cell without a value.
@@ -47,7 +53,7 @@ class SummaryTable(NamedTuple):
 
 
 def summary_tables(summary: Summary, table: Sequence[CellRow]) -> list[SummaryTable]:
-    """Tables of means, of ranks among several methods, and of concepts where images are classified.
+    """Tables of means, also by kind, of ranks among methods, and of concepts, where there are any.
 
     Methods without a started cell are named in the first title, and are in no table.
     """
@@ -58,6 +64,8 @@ def summary_tables(summary: Summary, table: Sequence[CellRow]) -> list[SummaryTa
     if missing:
         means = means._replace(title=f"{means.title} Not run: {', '.join(missing)}.")
     tables = [means]
+    if len({row["group"] for row in table}) > 1:
+        tables.append(_kinds(shown, table))
     if len(shown.methods) > 1:
         tables.append(_ranks(shown))
     if "harmonic" in summary.figures:
@@ -66,13 +74,11 @@ def summary_tables(summary: Summary, table: Sequence[CellRow]) -> list[SummaryTa
 
 
 def _means(summary: Summary, table: Sequence[CellRow]) -> SummaryTable:
-    higher = higher_is_better(table)
-    figures = [f"{f.replace('_', ' ')} {'↑' if higher[f] else '↓'}" for f in summary.figures]
     rows = [
         [
             method.method,
             f"{method.finished}/{method.cells}",
-            *(str(method.figures.get(figure, _NOT_MEASURED)) for figure in summary.figures),
+            *_texts(method.figures, summary),
             _NOT_MEASURED if method.seconds is None else f"{method.seconds:.0f}",
         ]
         for method in summary.methods
@@ -81,7 +87,33 @@ def _means(summary: Summary, table: Sequence[CellRow]) -> SummaryTable:
         f"{_title_of_means(table)} Where not all cells are finished, the mean is over those that"
         " are."
     )
-    return SummaryTable(title, ["method", "cells", *figures, "seconds"], rows)
+    head = ["method", "cells", *_figure_names(summary, table), "seconds"]
+    return SummaryTable(title, head, rows)
+
+
+def _kinds(summary: Summary, table: Sequence[CellRow]) -> SummaryTable:
+    """The means of each kind of concept."""
+    rows = []
+    for method in summary.methods:
+        for kind in dict.fromkeys(row["group"] for row in table):
+            cells = [row for row in rows_of(table, method.method) if row["group"] == kind]
+            finished = [row for row in cells if row["status"] == Status.FINISHED]
+            means = means_over_concepts(finished, summary.figures)
+            share = f"{len(finished)}/{len(cells)}"
+            rows.append([method.method, kind, share, *_texts(means, summary)])
+    head = ["method", "kind", "cells", *_figure_names(summary, table)]
+    return SummaryTable("The same means by kind of concept.", head, rows)
+
+
+def _figure_names(summary: Summary, table: Sequence[CellRow]) -> list[str]:
+    """The figures as heads of columns, with the direction that is better."""
+    higher = higher_is_better(table)
+    return [f"{f.replace('_', ' ')} {'↑' if higher[f] else '↓'}" for f in summary.figures]
+
+
+def _texts(means: Mapping[str, Interval], summary: Summary) -> list[str]:
+    """The means of all figures of a summary."""
+    return [str(means.get(figure, _NOT_MEASURED)) for figure in summary.figures]
 
 
 def _title_of_means(table: Sequence[CellRow]) -> str:

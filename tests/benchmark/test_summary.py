@@ -176,6 +176,17 @@ class TestSummaryTables:
             rows = [row for row in table if row["method"] in names]
             assert ("Mean ranks" in markdown(summary_tables(summarize(rows), rows))) == ranked
 
+    def test_kinds_of_concepts_have_means_of_their_own(self, table):
+        both = [row | {"group": "style" if row["concept"] == "dog" else "thing"} for row in table]
+        kinds = summary_tables(summarize(both), both)[1]
+        column = kinds.head.index("efficacy ↓")
+        named = {tuple(row[:3]): row[column] for row in kinds.rows}
+        assert named["poor", "thing", "1/1"] == named["poor", "style", "1/1"] == "0.500"
+        assert named["half", "thing", "1/1"] == "0.000"
+        assert named["half", "style", "0/1"] == "-"
+        one_kind = [each.title for each in summary_tables(summarize(table), table)]
+        assert kinds.title not in one_kind  # the control: a single kind has the same means
+
     def test_latex_escapes_special_characters(self):
         escaped = (
             r"a\_b \& 50\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} \#1 \$2"
