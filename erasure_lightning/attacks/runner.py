@@ -111,8 +111,8 @@ def attack_concepts(
             # Scoring is no part of the attack's cost.
             counter.evaluations = evaluations
             counter.backwards = backwards
-            for case in scored[-len(results) :]:
-                report(_line(case))
+            for scored_case in scored[-len(results) :]:
+                report(_line(scored_case))
     cost = {
         "seconds": round(seconds, 2),
         "evaluations": counter.evaluations,
