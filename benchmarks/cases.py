@@ -472,9 +472,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for name in options.ids:
-            source, given, before, run = CASES[name]
+            source, conditions, before, run = CASES[name]
             now = run().replace("|", "\\|").replace(folder, "")
-            print(line([name, source, given, before, now]), flush=True)
+            print(line([name, source, conditions, before, now]), flush=True)
 
 
 if __name__ == "__main__":

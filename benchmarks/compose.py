@@ -92,7 +92,7 @@ def figures(folder: Path) -> dict[str, str]:
         for name, vocabulary in vocabularies.items()
     }
     rows["retain"] = [("specificity", caption.format(label), label) for label in retained]
-    found = {}
+    figures = {}
     for name, prompts in rows.items():
         vocabulary = vocabularies.get(name, Vocabulary(world, [ONE, OTHER]))
         requests = [
@@ -109,12 +109,12 @@ def figures(folder: Path) -> dict[str, str]:
             metrics.update(batch, BEFORE[key], drawn(module.backbone, batch))
         estimates = metrics.estimates()
         group = prompts[0][0]
-        found[name] = f"{estimates[group]['recognized']['after'].mean:.3f}"
+        figures[name] = f"{estimates[group]['recognized']['after'].mean:.3f}"
         if "structure" in estimates:
             structure = estimates["structure"]
-            found["feature"] = f"{structure['similarity']['after'].mean:.3f}"
-            found["L1"] = f"{structure['distance']['after'].mean:.3f}"
-    return found
+            figures["feature"] = f"{structure['similarity']['after'].mean:.3f}"
+            figures["L1"] = f"{structure['distance']['after'].mean:.3f}"
+    return figures
 
 
 def rows_of(method: str, out: Path) -> Iterator[tuple[str, dict[str, str], float]]:
@@ -141,8 +141,8 @@ def main() -> None:
     options = parser.parse_args()
     print(head(list(HEAD)))
     for method in options.methods.split(","):
-        for name, found, seconds in rows_of(method, options.out):
-            values = [found[key] for key in HEAD[2:-1]]
+        for name, figures, seconds in rows_of(method, options.out):
+            values = [figures[key] for key in HEAD[2:-1]]
             print(line([method.upper(), name, *values, f"{seconds:.0f}"]), flush=True)
 
 

@@ -158,9 +158,9 @@ def measured(method: str, concept: str, options: argparse.Namespace) -> dict[str
         if more := ATTACKS[name].tenfold:
             outcomes[f"{name} x10"] = outcome(folder, name, more, options)
     costs = {name: cost[name] for name in ("evaluations", "backwards")}
-    found = {name: result for name, result in outcomes.items() if result}
+    finished = {name: result for name, result in outcomes.items() if result}
     cell = {"backbone": options.backbone, "method": method, "concept": concept}
-    return {**cell, **figures, **costs, "attacks": found}
+    return {**cell, **figures, **costs, "attacks": finished}
 
 
 def arguments_of(method: str, backbone: str) -> list[str]:

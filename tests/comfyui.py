@@ -113,6 +113,6 @@ def _transformer_weights(transformer):
             joined = [source.strip("~").format(end) for source in sources]
             if all(source in parameters for source in joined):
                 own = f"diffusion_model.{name.format(end)}"
-                found = [parameters[source] for source in joined]
-                weights[own] = Rows(found, sources[0].startswith("~"))
+                parts = [parameters[source] for source in joined]
+                weights[own] = Rows(parts, sources[0].startswith("~"))
     return weights

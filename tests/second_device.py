@@ -44,7 +44,7 @@ class _Tensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, values):
-        made = torch.Tensor._make_wrapper_subclass(
+        wrapper = torch.Tensor._make_wrapper_subclass(
             cls,
             values.shape,
             strides=values.stride(),
@@ -52,8 +52,8 @@ class _Tensor(torch.Tensor):
             dtype=values.dtype,
             device=DEVICE,
         )
-        made.values = values
-        return made
+        wrapper.values = values
+        return wrapper
 
     def __repr__(self):
         return f"{self.values!r} on {DEVICE}"

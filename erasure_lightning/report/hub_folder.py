@@ -261,7 +261,7 @@ def _check_privacy(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         text = _plain_text(path) if path.is_file() else ""
         home = _HOME.search(text)
-        place = next((path for path in own if path in text), home and home[0])
+        place = next((each for each in own if each in text), home and home[0])
         if place:
             raise ErasureError(
                 f"A push needs files without paths of this machine; found {place!r} in"

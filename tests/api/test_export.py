@@ -484,8 +484,8 @@ def test_the_strength_in_a_pipeline_that_is_given_is_left_as_it_was(tmp_path):
     edit.strength = 0.5
     before = latents(pipeline)
     file = edit.save(tmp_path / "edit.safetensors")
-    given = export_edit(file, tmp_path / "given.safetensors", "diff", pipeline=pipeline)
-    one, other = load_file(whole.path), load_file(given.path)
+    from_file = export_edit(file, tmp_path / "from_file.safetensors", "diff", pipeline=pipeline)
+    one, other = load_file(whole.path), load_file(from_file.path)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert edit.strength == 0.5
     assert torch.equal(latents(pipeline), before)
@@ -650,7 +650,7 @@ def test_a_family_without_a_place_for_it_is_refused(path):
         export_edit(edit, path, "lora")
 
 
-def made_otherwise(kind, family, folder):
+def other_edit(kind, family, folder):
     """The file of an edit on an edit of half strength, of a composition or of an imported edit."""
     pipeline = stock(family)
     text = {"method": "SAGE", "lr": 0.01, "warmup": 0, "steps": 2, "retention": []}
@@ -686,9 +686,9 @@ def weights(pipeline):
 
 
 def assert_weights(pipeline, expected, tolerance=0.0):
-    found = weights(pipeline)
-    assert found.keys() == expected.keys()
-    assert all(torch.allclose(found[n], expected[n], rtol=0, atol=tolerance) for n in found)
+    applied = weights(pipeline)
+    assert applied.keys() == expected.keys()
+    assert all(torch.allclose(applied[n], expected[n], rtol=0, atol=tolerance) for n in applied)
 
 
 ORIGINS = [
@@ -704,7 +704,7 @@ ORIGINS = [
 def origin(request, tmp_path_factory):
     """An edit's file, and three pipelines: with no edit, with those beneath it, with all."""
     kind, family = request.param
-    file = made_otherwise(kind, family, tmp_path_factory.mktemp("origin"))
+    file = other_edit(kind, family, tmp_path_factory.mktemp("origin"))
     plain, beneath, edited = (stock(family) for _ in range(3))
     load_edit(file).apply_base_edits(beneath)
     apply_edit(file, edited)

@@ -48,7 +48,7 @@ def test_a_deprecation_in_transformers_is_not_shown():
             checkpoint_blocks(model.denoiser, model.text_encoders)
 
 
-def kept_bytes(work):
+def saved_bytes(work):
     """What a forward keeps for its backward."""
     stored = {}
 
@@ -102,11 +102,11 @@ def test_what_stood_beside_a_block_is_there_again():
 
 def test_a_module_as_it_is_shares_its_weights_and_not_its_hooks():
     block = Doubled()
-    twin = snapshot(block)
+    copy = snapshot(block)
     block.inner.register_forward_hook(lambda *seen: seen[2] * 5)
-    assert twin.inner.weight is block.inner.weight
-    assert not twin.inner._forward_hooks
-    assert type(twin) is Doubled
+    assert copy.inner.weight is block.inner.weight
+    assert not copy.inner._forward_hooks
+    assert type(copy) is Doubled
 
 
 def test_less_is_kept_of_denoiser_and_text_encoder():
@@ -124,7 +124,7 @@ def test_less_is_kept_of_denoiser_and_text_encoder():
                 model.checkpoint()
             output = model.encode(["a cat", "a dog"])
             stored.append(
-                kept_bytes(lambda model=model, output=output, ask=ask: ask(model, output))
+                saved_bytes(lambda model=model, output=output, ask=ask: ask(model, output))
             )
         assert stored[1] < 0.75 * stored[0]
 

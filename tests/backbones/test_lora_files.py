@@ -168,9 +168,9 @@ def test_a_base_model_that_has_moved_is_named_to_every_command(saved, tmp_path, 
     runs = [tmp_path / "one", tmp_path / "other"]
     for run in runs:
         edit(saved, [], run)
-    found = load_edit(runs[1])
-    values = {name: value + 1 for name, value in found.tensors.items()}
-    Edit(values, found.metadata).save(runs[1] / "edit.safetensors")
+    second = load_edit(runs[1])
+    values = {name: value + 1 for name, value in second.tensors.items()}
+    Edit(values, second.metadata).save(runs[1] / "edit.safetensors")
     for run in runs:  # as if the folder had been renamed
         lost = load_edit(run)
         lost.metadata["backbone"] = str(tmp_path / "gone")
@@ -195,9 +195,9 @@ def test_a_base_model_that_has_moved_is_named_to_every_command(saved, tmp_path, 
 
 
 def test_a_base_model_without_a_name_is_to_be_passed(tmp_path):
-    made = erase(TinyBackbone().to_pipeline(), "cat", "UCE", anchor="dog", progress_bar=False)
+    erased = erase(TinyBackbone().to_pipeline(), "cat", "UCE", anchor="dog", progress_bar=False)
     with pytest.raises(ErasureError, match="UCE of cat needs the model .*pass it as pipeline"):
-        export_edit(made.save(tmp_path / "edit.safetensors"), tmp_path / "a.safetensors")
+        export_edit(erased.save(tmp_path / "edit.safetensors"), tmp_path / "a.safetensors")
 
 
 def test_an_edit_is_of_the_fused_model(saved, tmp_path):
@@ -249,9 +249,9 @@ class TestRefused:
         with pytest.raises(ErasureError, match=message):
             fuse_loras(TinyBackbone(), [entry.format(saved)])
 
-    @pytest.mark.parametrize("made_on", [TinyXL, TinyFlux, TinySD3])
-    def test_of_another_family(self, made_on, tmp_path, capfd):
-        file = lora(made_on(), tmp_path / "other.safetensors")
+    @pytest.mark.parametrize("family", [TinyXL, TinyFlux, TinySD3])
+    def test_of_another_family(self, family, tmp_path, capfd):
+        file = lora(family(), tmp_path / "other.safetensors")
         capfd.readouterr()
         with pytest.raises(
             ErasureError, match=r"layers of TinyBackbone \(StableDiffusionPipeline\); found .*other"

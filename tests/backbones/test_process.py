@@ -112,9 +112,9 @@ def test_between_two_times_the_noise_is_interpolated_as_euler_does(pair):
     alpha = process.alpha(t)
     high = torch.tensor([float(v) for v in euler.sigmas[:-1]])
     low = process.alphas[t.floor().long()]
-    behind = process.alphas[t.ceil().long()]
+    later = process.alphas[t.ceil().long()]
     assert torch.allclose(((1 - alpha) / alpha).sqrt(), high, rtol=5e-3)
-    assert ((alpha <= low + 1e-6) & (alpha >= behind - 1e-6)).all()
+    assert ((alpha <= low + 1e-6) & (alpha >= later - 1e-6)).all()
     whole = torch.tensor([0.0, 500.0, 999.0])
     assert torch.equal(process.alpha(whole), process.alphas[whole.long()])
 

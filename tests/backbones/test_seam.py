@@ -119,22 +119,22 @@ def test_parts_of_the_denoiser(tiny):
 
 class TestOriginal:
     def test_stays_while_the_model_changes(self, tiny):
-        twin = tiny.frozen_copy(tiny.text_parameters(1))
+        copy = tiny.frozen_copy(tiny.text_parameters(1))
         before = tiny.encode(["a cat"]).tokens.clone()
-        assert torch.equal(twin.encode(["a cat"]).tokens, before)
+        assert torch.equal(copy.encode(["a cat"]).tokens, before)
         with torch.no_grad():
             for parameter in tiny.text_parameters(1).values():
                 parameter.add_(0.1)
-        assert torch.equal(twin.encode(["a cat"]).tokens, before)
+        assert torch.equal(copy.encode(["a cat"]).tokens, before)
         assert not torch.allclose(tiny.encode(["a cat"]).tokens, before)
 
     def test_costs_a_copy_of_the_edited_parameters_and_no_more(self, tiny):
         edited = tiny.text_parameters(1)
-        twin = tiny.frozen_copy(edited)
+        copy = tiny.frozen_copy(edited)
         shared = {id(p) for p in tiny.parameters()}
-        own = [p for p in twin.parameters() if id(p) not in shared]
+        own = [p for p in copy.parameters() if id(p) not in shared]
         assert sum(p.numel() for p in own) == sum(p.numel() for p in edited.values())
-        assert twin.denoiser is tiny.denoiser
+        assert copy.denoiser is tiny.denoiser
         assert not any(p.requires_grad for p in own)
 
     def test_is_the_teacher_of_a_lora_edit_too_without_a_second_weight(self, tiny):
@@ -142,14 +142,14 @@ class TestOriginal:
         t = torch.tensor([500])
         conditioning = tiny.encode(["a cat"])
         before = tiny.denoise(x, t, conditioning)
-        twin = tiny.frozen_copy(list(tiny.text_layers()))
+        copy = tiny.frozen_copy(list(tiny.text_layers()))
         config = LoraConfig(
             r=2, target_modules=["attn2.to_k", "attn2.to_v"], init_lora_weights=False
         )
         inject_adapter_in_model(config, tiny.denoiser, "erase")
-        assert torch.equal(twin.denoise(x, t, conditioning), before)
+        assert torch.equal(copy.denoise(x, t, conditioning), before)
         assert not torch.allclose(tiny.denoise(x, t, conditioning), before, atol=1e-3)
-        assert {id(p) for p in twin.parameters()} <= {id(p) for p in tiny.parameters()}
+        assert {id(p) for p in copy.parameters()} <= {id(p) for p in tiny.parameters()}
 
 
 def test_a_seed_means_the_same_noise_in_any_batch(tiny):

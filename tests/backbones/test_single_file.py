@@ -59,9 +59,9 @@ def saved(model, layout, tmp_path):
     return write_original(layout(pipeline), tmp_path / "model.safetensors"), tmp_path / "folder"
 
 
-def without_weights(folder, *kept):
+def without_weights(folder, *present):
     for file in folder.rglob("*.safetensors"):
-        if file.parent.name not in kept:
+        if file.parent.name not in present:
             file.unlink()
 
 
@@ -244,11 +244,11 @@ def test_no_such_file(folder):
 
 
 @pytest.mark.parametrize(
-    ("ending", "found"),
+    ("ending", "kind"),
     [("ckpt", "a pickle"), ("bin", "a pickle"), ("pt", "a pickle"), ("gguf", "quantized")],
 )
-def test_other_formats(file, ending, found):
+def test_other_formats(file, ending, kind):
     other = file.rename(file.with_suffix(f".{ending}"))
     for name in (str(other), f"{other}@./folder"):
-        with pytest.raises(ErasureError, match=f"found {found}.*Convert it once .*save_pretrained"):
+        with pytest.raises(ErasureError, match=f"found {kind}.*Convert it once .*save_pretrained"):
             load_backbone(name)

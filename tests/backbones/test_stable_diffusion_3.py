@@ -266,15 +266,15 @@ class TestParts:
 def test_a_frozen_copy_stays_while_the_model_changes():
     model = TinySD3()
     edited = model.denoiser_parameters("entry") | model.text_parameters(1)
-    twin = model.frozen_copy(edited)
+    copy = model.frozen_copy(edited)
     before = predict(model, "a cat")
-    assert torch.equal(predict(twin, "a cat"), before)
+    assert torch.equal(predict(copy, "a cat"), before)
     with torch.no_grad():
         for parameter in edited.values():
             parameter.add_(0.1)
-    assert torch.equal(predict(twin, "a cat"), before)
+    assert torch.equal(predict(copy, "a cat"), before)
     assert not torch.allclose(predict(model, "a cat"), before, atol=1e-3)
-    assert twin.vae is model.vae
+    assert copy.vae is model.vae
 
 
 class TestFolder:

@@ -68,12 +68,12 @@ def test_a_trained_encoder_is_asked_every_time(tiny):
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_an_original_shares_what_it_reads_with_the_same_eyes_alone(tiny, trained):
-    twin = tiny.frozen_copy(
+    copy = tiny.frozen_copy(
         tiny.text_parameters(1) if trained else tiny.cross_attention_parameters()
     )
     tiny.encode(["a cat"])
-    with reading(twin) as read:
-        twin.encode(["a cat"])
+    with reading(copy) as read:
+        copy.encode(["a cat"])
     assert bool(read) == trained
 
 

@@ -103,8 +103,8 @@ def test_from_noise_it_goes_the_way_of_sampling(either, guidance):
     prompts = ["a cat", "a dog"]
     seeds = [1, 2]
     there = sample_latents(either, prompts, seeds, steps=5, guidance=guidance)
-    walked = retrace(either, either.encode(prompts), either.noise(seeds), 5, guidance)
-    assert torch.allclose(walked, there, atol=1e-4)
+    rollout = retrace(either, either.encode(prompts), either.noise(seeds), 5, guidance)
+    assert torch.allclose(rollout, there, atol=1e-4)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

@@ -24,10 +24,10 @@ def test_the_rank_is_the_least_that_retains_the_energy(energy, rank):
     assert lowered.factors[LAYER].rank == rank
 
 
-@pytest.mark.parametrize(("rank", "kept", "lost"), [(1, 1, 5), (2, 2, 1), (9, 3, 0)])
-def test_the_error_is_the_root_of_the_share_that_is_lost(rank, kept, lost):
+@pytest.mark.parametrize(("rank", "left", "lost"), [(1, 1, 5), (2, 2, 1), (9, 3, 0)])
+def test_the_error_is_the_root_of_the_share_that_is_lost(rank, left, lost):
     lowered = low_rank(changes(), {}, rank=rank)
-    assert lowered.factors[LAYER].rank == kept
+    assert lowered.factors[LAYER].rank == left
     assert lowered.error == pytest.approx((lost / 14) ** 0.5, abs=1e-6)
     residual = DIFFERENCE - lowered.factors[LAYER].product()
     assert residual.square().sum().item() == pytest.approx(lost, abs=1e-5)

@@ -22,10 +22,10 @@ def test_contract():
 def rule(values, **settings):
     """A rule with values, whose steepness of 0 makes every share the whole projection."""
     settings = {"first": 1, "steepness": 0.0, "threshold": 0.4, "scale": 2.0} | settings
-    made = ValueDecomposition(nn.Linear(3, values.shape[1]), concepts=len(values), **settings)
-    made.values.copy_(values)
-    made.duals.copy_(dual_basis(values))
-    return made
+    adapter = ValueDecomposition(nn.Linear(3, values.shape[1]), concepts=len(values), **settings)
+    adapter.values.copy_(values)
+    adapter.duals.copy_(dual_basis(values))
+    return adapter
 
 
 def test_one_concept_by_hand():

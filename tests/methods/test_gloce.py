@@ -53,8 +53,8 @@ class TestStatistics:
     def test_leading_vectors(self):
         vectors = torch.linalg.qr(torch.randn(5, 5).double())[0]
         values = torch.tensor([3.0, 5.0, 0.1, 4.0, 1.0]).double()
-        found = leading(vectors @ values.diag() @ vectors.T, 2)
-        assert torch.allclose((found @ vectors)[:, [1, 3]].abs(), torch.eye(2).double(), atol=1e-9)
+        basis = leading(vectors @ values.diag() @ vectors.T, 2)
+        assert torch.allclose((basis @ vectors)[:, [1, 3]].abs(), torch.eye(2).double(), atol=1e-9)
 
     def test_they_are_of_the_prediction_with_the_prompt(self):
         """Guidance evaluates the empty prompt in the same batch."""
@@ -180,15 +180,15 @@ class TestSolution:
 
         def share_open(prompt):
             """Of images and steps with a pixel whose gate is more than half open."""
-            found = []
+            active = []
 
             def visitor(name, outputs):
                 own = adapters[name]
                 scores = gate_scores(outputs.unsqueeze(2), own.gate_mean, own.gate)
-                found.append((scores > own.centre).flatten(1).any(dim=1).float())
+                active.append((scores > own.centre).flatten(1).any(dim=1).float())
 
             module.visit(prompt, visitor)
-            return torch.cat(found).mean().item()
+            return torch.cat(active).mean().item()
 
         near = module.near_prompts(CONCEPTS[0])
         assert len(near) == 2

@@ -176,9 +176,9 @@ class TestStageB:
             .square()
             .mean()
         )
-        stays = (ask(module.backbone, far) - ask(original, far)).square().mean()
-        assert torch.allclose(result, erasure + 0.5 * stays)
-        assert stays > 0
+        retained = (ask(module.backbone, far) - ask(original, far)).square().mean()
+        assert torch.allclose(result, erasure + 0.5 * retained)
+        assert retained > 0
 
     def test_without_neighbours_and_beyond_it_is_distillation_of_the_anchor(self):
         module = self.shaken(neighbours=0, beyond=0)

@@ -292,8 +292,8 @@ def test_skip_layer_guidance_leaves_out_the_erasers_of_the_blocks_that_it_skips(
 
     assert len(module.backbone.denoiser.transformer_blocks) == 2
     assert torch.equal(*(predicted(m, 0, 1) for m in (module.backbone, module.original)))
-    for kept in ((), (0,), (1,)):
-        change = predicted(module.backbone, *kept) - predicted(module.original, *kept)
+    for concepts in ((), (0,), (1,)):
+        change = predicted(module.backbone, *concepts) - predicted(module.original, *concepts)
         assert change.abs().max() > 1e-3
 
 

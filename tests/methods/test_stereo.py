@@ -70,7 +70,7 @@ class TestStages:
     def test_a_word_is_learned_after_each_round(self):
         """Two concepts: a round of one step for each has two."""
         _, seen = self.fitted(6, rounds=2)
-        stages = [(stage, found) for stage, found, _ in seen]
+        stages = [(stage, words) for stage, words, _ in seen]
         assert stages == [(0, 0), (0, 0), (1, 1), (1, 1), (2, 2), (2, 2)]
 
     @pytest.mark.parametrize("rank", [None, 2])
@@ -164,8 +164,8 @@ def test_guidance_of_a_velocity_model_is_that_of_its_noise():
         return (epsilon - (1 - alpha).sqrt() * X) / alpha.sqrt()
 
     batch.teacher.unconditional = native(batch.teacher.unconditional)
-    found = module.guidance(batch, native(noise))
-    assert torch.allclose(found * alpha.sqrt(), expected, rtol=1e-4, atol=1e-4)
+    result = module.guidance(batch, native(noise))
+    assert torch.allclose(result * alpha.sqrt(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_last_target_is_away_from_all_words_and_towards_the_anchor():

@@ -62,8 +62,8 @@ def test_a_repeated_result_is_like_the_first(func, others):
 def test_results_depend_on_the_types_of_numbers():
     cache = ResultCache()
     whole = fake(3, dtype=torch.int64)
-    found = [cache.run(aten.add.Tensor, (whole, number), None).dtype for number in (1, 1.0, 1)]
-    assert found == [torch.int64, torch.float32, torch.int64]
+    dtypes = [cache.run(aten.add.Tensor, (whole, number), None).dtype for number in (1, 1.0, 1)]
+    assert dtypes == [torch.int64, torch.float32, torch.int64]
 
 
 def test_what_changes_a_tensor_with_values_is_not_repeated():

@@ -304,8 +304,8 @@ class TestSeveralRuns:
     def test_runs_of_one_method_are_labelled_by_their_folders(self, run, tmp_path):
         other = make_run(tmp_path / "second")
         assert re.search(r"uce-cat\s+0 % \[0, 0\] second\s+0 % \[0, 0\]", read(run, other).text)
-        twin = make_run(tmp_path / "elsewhere" / "uce-cat")
-        assert re.search(r"uce-cat \(1\)\s+0 % \[0, 0\] uce-cat \(2\)\s+0 %", read(run, twin).text)
+        other = make_run(tmp_path / "elsewhere" / "uce-cat")
+        assert re.search(r"uce-cat \(1\)\s+0 % \[0, 0\] uce-cat \(2\)\s+0 %", read(run, other).text)
 
     def test_a_run_that_lacks_a_group(self, runs):
         less = {group: metrics for group, metrics in ESTIMATES.items() if group != "generality"}

@@ -66,9 +66,9 @@ def test_a_composition_is_made_again_of_its_parts(tmp_path):
     first, second = reproduction_commands(half)[:2]
     assert first.startswith("# strengths 1, 0.5: ")
     assert second.startswith("erasure compose ")
-    twins = read_run_record(make_run(tmp_path / "twins", composed=[parts[0], parts[0]]))
-    command = "erasure compose again/sage-of-cat again/sage-of-cat-2 --out again/twins"
-    assert reproduction_commands(twins)[0] == command
+    equal = read_run_record(make_run(tmp_path / "equal", composed=[parts[0], parts[0]]))
+    command = "erasure compose again/sage-of-cat again/sage-of-cat-2 --out again/equal"
+    assert reproduction_commands(equal)[0] == command
     fitted = read_run_record(make_run(tmp_path / "one"))
     assert reproduction_commands(fitted)[0].startswith("erasure fit --config one.yaml")
 
@@ -93,11 +93,11 @@ def test_the_command_of_an_attack_has_its_budget_and_its_sampling(attack):
     )
     success = {kind: Estimate(0.5, 0.2, 0.8, 4, 12) for kind in IMAGE_KINDS}
     name = type(attack).__name__
-    made = outcome(
+    attacked = outcome(
         description("cat"), attack=name, arguments=attack.arguments(), protocol=protocol,
         success=success,
     )  # fmt: skip
-    words = shlex.split(attack_command(made, "run"))
+    words = shlex.split(attack_command(attacked, "run"))
     assert words[:2] == ["erasure", "attack"]
     parser = _parser()
     again = parser.instantiate(parser.parse_args(_arguments(words[2:])))

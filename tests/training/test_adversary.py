@@ -89,10 +89,10 @@ def test_every_kind_searches_every_family(kind, family):
     t = module.backbone.process.at(torch.tensor([0.2, 0.8]))
     module.latents.draw = lambda sentences, models: noisy(module, x, t, sentences)
     batch = noisy(module, x, t, BATCH)
-    found = module.student(batch)
-    assert found.isfinite().all()
+    prediction = module.student(batch)
+    assert prediction.isfinite().all()
     module.adversary = None
-    assert not torch.allclose(found, module.student(batch), atol=1e-5)
+    assert not torch.allclose(prediction, module.student(batch), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [WordAdversary, InversionAdversary])
@@ -104,8 +104,8 @@ def test_there_is_no_step_where_nothing_was_erased(kind):
     original = module.backbone.denoise
     module.backbone.denoise = lambda x, t, c: original(x, t, c) * noise
     batch = noisy(module, X, T, BATCH)
-    found = module.concept_conditioning(batch).tokens
-    assert torch.allclose(found, module.backbone.encode(BATCH.prompts).tokens, atol=1e-6)
+    tokens = module.concept_conditioning(batch).tokens
+    assert torch.allclose(tokens, module.backbone.encode(BATCH.prompts).tokens, atol=1e-6)
 
 
 def test_the_best_point_is_no_worse_than_any_other():
@@ -190,18 +190,18 @@ class TestWords:
         encode = module.backbone.contextualize
         module.backbone.contextualize = lambda prompts: (seen.append(prompts), encode(prompts))[1]
         module.student(noisy(module, X, T, BATCH))
-        (plain,), (found,) = module.backbone.embed(BATCH.prompts), seen[-1]
-        changed = (plain.embeddings != found.embeddings).any(dim=2)
+        (plain,), (changed_words,) = module.backbone.embed(BATCH.prompts), seen[-1]
+        changed = (plain.embeddings != changed_words.embeddings).any(dim=2)
         assert {*plain.roles[changed].tolist()} == roles
 
 
 class TestPrefix:
     def test_it_starts_at_words_of_the_vocabulary(self):
         module = esd(searching(PrefixAdversary, steps=1, lr=1e-9, words=2))
-        (found,) = module.adversary.search(noisy(module, X, T, BATCH), models(module))
+        (result,) = module.adversary.search(noisy(module, X, T, BATCH), models(module))
         table = module.backbone.word_tables()[0]
-        assert found.shape == (2, 2, table.shape[1])
-        distances = (table - found.flatten(0, 1).unsqueeze(1)).abs().amax(dim=2)
+        assert result.shape == (2, 2, table.shape[1])
+        distances = (table - result.flatten(0, 1).unsqueeze(1)).abs().amax(dim=2)
         assert distances.amin(dim=1).max() < 1e-7
 
     def test_gradients_are_not_summed_up(self):
@@ -219,8 +219,8 @@ class TestPrefix:
         point = module.adversary.start(BATCH, attacked, 0)
         start = point[0].clone()
         module.adversary.start = lambda *_: point
-        (found,) = module.adversary.search(batch, attacked)
-        assert 0.005 < (found - start).abs().max() < 0.02
+        (result,) = module.adversary.search(batch, attacked)
+        assert 0.005 < (result - start).abs().max() < 0.02
 
     def test_a_concept_of_more_tokens_than_words_keeps_them_all(self):
         """AdvUnlearn's code drops as many tokens behind its first ones as the attack has words."""
@@ -272,12 +272,12 @@ class TestInversion:
     def test_words_are_renewed_and_the_oldest_dropped(self):
         module = esd(searching(InversionAdversary, steps=2, every=3, words=2, begin=1))
         adversary, batch, shown = module.adversary, noisy(module, X, T, BATCH), models(module)
-        found = []
+        counts = []
         for step in range(8):
             adversary.conditioning(batch, step, shown)
             adversary.conditioning(batch, step, shown)  # of a second batch that is accumulated
-            found.append(len(adversary.learned))
-        assert found == [0, 1, 1, 1, 2, 2, 2, 2]
+            counts.append(len(adversary.learned))
+        assert counts == [0, 1, 1, 1, 2, 2, 2, 2]
         assert adversary._searches == 3
 
     def test_another_fit_learns_words_of_its_own(self):
@@ -301,19 +301,19 @@ class TestInversion:
         module.student(noisy(module, X, T, BATCH))
         ((words,),) = module.adversary.learned
         expected = encode_word(module.backbone, BATCH.templates, [words])
-        found = module.adversary.encode_learned(BATCH, torch.zeros(2).long(), module.backbone)
-        assert torch.allclose(found.tokens, expected.tokens)
+        states = module.adversary.encode_learned(BATCH, torch.zeros(2).long(), module.backbone)
+        assert torch.allclose(states.tokens, expected.tokens)
         swapped = encode_word(module.backbone, BATCH.templates, [words.flip(0)])
-        assert not torch.allclose(found.tokens, swapped.tokens, atol=1e-4)
+        assert not torch.allclose(states.tokens, swapped.tokens, atol=1e-4)
 
 
 def test_states_stay_in_their_ball():
     module = esd(searching(StateAdversary, radius=0.05, lr=0.05))
     plain = module.backbone.encode(BATCH.prompts).tokens
-    found = module.concept_conditioning(noisy(module, X, T, BATCH)).tokens
-    change = (found - plain).abs().max()
+    states = module.concept_conditioning(noisy(module, X, T, BATCH)).tokens
+    change = (states - plain).abs().max()
     assert 0.04 < change <= 0.05 + 1e-6
-    assert found.max() <= plain.max()
+    assert states.max() <= plain.max()
 
 
 def test_channels_and_rows_that_no_encoder_fills_stay_zero():
@@ -361,9 +361,9 @@ def test_a_fit_against_an_adversary_keeps_the_promises_of_every_method(kind):
 def test_a_method_with_an_own_student_passes_its_search_through_it():
     module = CA(concepts=CONCEPTS, backbone=TinyBackbone(), adversary=searching(StateAdversary))
     module.configure_model()
-    found = module.student(noisy(module, X, T, BATCH))
+    prediction = module.student(noisy(module, X, T, BATCH))
     module.adversary = None
-    assert not torch.allclose(found, module.student(noisy(module, X, T, BATCH)), atol=1e-6)
+    assert not torch.allclose(prediction, module.student(noisy(module, X, T, BATCH)), atol=1e-6)
 
 
 class CountedAdversary(StateAdversary):

@@ -29,8 +29,8 @@ def drawn(pipeline, prompt="a cat"):
 @every_rule
 def test_a_rule_acts_in_a_stock_pipeline_at_its_strength_until_it_is_removed(name, tmp_path):
     first = TinyBackbone().to_pipeline()
-    made = erase(first, "cat", method=name, progress_bar=False, **RULES[name])
-    made.save(tmp_path / "edit.safetensors")
+    edit = erase(first, "cat", method=name, progress_bar=False, **RULES[name])
+    edit.save(tmp_path / "edit.safetensors")
 
     pipeline = TinyBackbone().to_pipeline()
     before = drawn(pipeline)

@@ -60,9 +60,9 @@ def test_a_sample_and_its_gradient_by_hand(tiny, top):
         expected = (chosen[:, :, None, None] * states).sum(dim=1)
         soft = (weights[:, :, None, None] * states).sum(dim=1)
     else:
-        kept = weights * chosen
-        kept = kept / kept.sum(dim=1, keepdim=True)
-        expected = soft = (kept[:, :, None, None] * states).sum(dim=1)
+        largest = weights * chosen
+        largest = largest / largest.sum(dim=1, keepdim=True)
+        expected = soft = (largest[:, :, None, None] * states).sum(dim=1)
     assert torch.allclose(sample, expected, atol=1e-5)
     towards = torch.randn_like(sample)
     gradient, by_hand = (

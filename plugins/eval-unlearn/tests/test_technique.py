@@ -17,11 +17,11 @@ FEW = {"num_inference_steps": 2, "guidance_scale": 3.0}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def folder(tmp_path_factory):
     """A base model's folder and a run's folder."""
     from diffusers import DiffusionPipeline
 
-    folder = tmp_path_factory.mktemp("made")
+    folder = tmp_path_factory.mktemp("folder")
     TinyBackbone().to_pipeline().save_pretrained(folder / "base")
     pipeline = DiffusionPipeline.from_pretrained(folder / "base")
     edit = erase(pipeline, "cat", method="UCE", anchor="dog", progress_bar=False)
@@ -55,15 +55,15 @@ def registry(monkeypatch):
     return registry
 
 
-def technique(made, **arguments):
+def technique(folder, **arguments):
     from erasure_lightning_eval_unlearn.technique import EditTechnique
 
     return EditTechnique(
-        edit=str(made / "run"), model_id=str(made / "base"), device="cpu", **(FEW | arguments)
+        edit=str(folder / "run"), model_id=str(folder / "base"), device="cpu", **(FEW | arguments)
     )
 
 
-def test_its_runner_runs_an_edit(made, registry, tmp_path, monkeypatch):
+def test_its_runner_runs_an_edit(folder, registry, tmp_path, monkeypatch):
     from erasure_lightning_eval_unlearn.technique import EditTechnique
     from eval_unlearn.runners.single_benchmark_runner import SingleBenchmarkRunner
 
@@ -72,8 +72,8 @@ def test_its_runner_runs_an_edit(made, registry, tmp_path, monkeypatch):
         technique_name="erasure_lightning",
         metric_name="count",
         technique_config={
-            "edit": str(made / "run"),
-            "model_id": str(made / "base"),
+            "edit": str(folder / "run"),
+            "model_id": str(folder / "base"),
             "erase_concept": "cat",
             "an argument of later versions": 1,
             **FEW,
@@ -89,15 +89,15 @@ def test_its_runner_runs_an_edit(made, registry, tmp_path, monkeypatch):
     assert any(json.loads(path.read_text()) for path in tmp_path.rglob("*.json"))
 
 
-def test_the_images_are_those_of_the_edited_pipeline(made):
+def test_the_images_are_those_of_the_edited_pipeline(folder):
     """The controls: at strength 0 they are the original's; another seed generates another image."""
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(made / "base", safety_checker=None)
+    pipeline = DiffusionPipeline.from_pretrained(folder / "base", safety_checker=None)
     noise = torch.Generator().manual_seed(4)
     original = pipeline("a cat", generator=noise, **FEW).images[0].tobytes()
-    edited = technique(made).generate(["a dog", "a cat"], seed=3)[1].tobytes()
-    weak = technique(made, strength=0.0)
+    edited = technique(folder).generate(["a dog", "a cat"], seed=3)[1].tobytes()
+    weak = technique(folder, strength=0.0)
     assert weak.generate(["a dog", "a cat"], seed=3)[1].tobytes() == original
     assert edited != original
     assert weak.generate(["a cat"], seed=5)[0].tobytes() != original
