@@ -245,7 +245,9 @@ def attack_grid(outcome: Outcome, scored: Sequence[ScoredCase]) -> Image:
     budget, followed by those of the controls.
     """
     by_concept = sorted(scored, key=lambda j: outcome.concepts.index(j.case.concept.name))
-    lines = [_grid_line(case) for case in evenly_spaced(by_concept, _MAX_GRID_ROWS)]
+    # A style has a control that other concepts lack.
+    heads = [name for name in _columns(scored[0]) if all(name in _columns(c) for c in scored)]
+    lines = [_grid_line(case, heads) for case in evenly_spaced(by_concept, _MAX_GRID_ROWS)]
     by = f" erased by {outcome.method}" if outcome.method else ""
     title = f"{outcome.attack} on {shortened_names(outcome.concepts)}{by}"
     protocol = outcome.protocol
@@ -255,13 +257,14 @@ def attack_grid(outcome: Outcome, scored: Sequence[ScoredCase]) -> Image:
     )
     if outcome.axis:
         subtitle += f"; numbers are {outcome.axis}"
-    return draw_grid(title, subtitle, list(_columns(scored[0])), lines)
+    return draw_grid(title, subtitle, heads, lines)
 
 
-def _grid_line(scored: ScoredCase) -> GridRow:
+def _grid_line(scored: ScoredCase, heads: Sequence[str]) -> GridRow:
     case = scored.case
     text = f"{case.prompt} (seed {case.seed})" if scored.prompt is None else scored.prompt
-    return GridRow(case.concept.name, text, [each.first for each in _columns(scored).values()])
+    columns = _columns(scored)
+    return GridRow(case.concept.name, text, [columns[name].first for name in heads])
 
 
 def _columns(scored: ScoredCase) -> dict[str, ScoredImages]:

@@ -11,7 +11,12 @@ from under_attack import CAT, tiny_target
 
 from erasure_lightning.attacks.base import Attack, AttackResult, ConceptAttack
 from erasure_lightning.attacks.outcome import Outcome
-from erasure_lightning.attacks.runner import attack_concepts, with_edit, write_outcome
+from erasure_lightning.attacks.runner import (
+    attack_concepts,
+    attack_grid,
+    with_edit,
+    write_outcome,
+)
 from erasure_lightning.concepts.concept import Concept
 
 
@@ -68,6 +73,11 @@ def test_a_style_is_compared_with_images_that_name_none():
     things = [case.case.thing for case in scored if case.case.thing]
     assert [f"a {thing}" in encoded for thing in things] == [True, True]
     assert outcome.controls["no style"].images == 4  # of the style alone
+    wide, narrow = (
+        attack_grid(*attack_concepts(Sketch(), tiny_target(c), str))
+        for c in ([concepts[1]], concepts)
+    )
+    assert wide.width > narrow.width  # a grid of both kinds has the columns of both
 
 
 def test_a_record_for_each_concept_and_seed(attacked):
