@@ -192,4 +192,5 @@ def _logger(entry: Entry, options: argparse.Namespace) -> Logger:
     arguments = wandb_arguments(entry.config["method"], entry.concepts, entry.job, entry.name)
     if project := options.project or os.environ.get("WANDB_PROJECT"):
         arguments["project"] = project
-    return WandbLogger(save_dir=entry.folder, offline=options.offline, **arguments)
+    # Absolute: a session of W&B keeps the working folder in which its process began.
+    return WandbLogger(save_dir=entry.folder.absolute(), offline=options.offline, **arguments)

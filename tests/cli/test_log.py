@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+import wandb
 from report_runs import make_run
 from wandb_runs import OfflineRun
 
@@ -31,6 +32,14 @@ def test_a_run_has_the_name_of_its_folder_from_within_it_too(run, capsys):
     assert offline_run(attack).run.display_name.startswith("uce-cat-")
     assert (attack / "wandb" / "artifacts").is_dir()  # not in the folder of the first
     assert "environment variables" not in capsys.readouterr().err
+
+
+def test_a_session_that_began_in_another_folder_logs_here(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wandb.setup(wandb.Settings(mode="offline"))
+    monkeypatch.chdir(run)
+    assert main(["log", ".", "--logger", "wandb", "--offline"]) == 0
+    assert offline_run(run).run.display_name == "uce-cat"
 
 
 def test_figures_and_images_of_a_later_test_are_logged(run):
