@@ -116,8 +116,13 @@ def _activation_options(
             "RetentionMonitor needs most: give it fewer prompts, or a smaller count.",
         ),
         (
-            memory.when in ("sampling", "preparing") and rolled > 0,
+            memory.when == "sampling" and rolled > 0,
             f"Rolling the bank out needs most: give it a batch_size below {rolled}.",
+        ),
+        (
+            memory.when == "preparing" and getattr(module, "offload_text", False),
+            "Encoding the prompts needs most, while the text encoders are on the device:"
+            " --trainer.strategy fsdp2 splits the denoiser beside them.",
         ),
         (
             in_step and not module.checkpointing,

@@ -28,7 +28,7 @@ from erasure_lightning.methods.gloce import GLoCE
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.methods.stereo import STEREO
 from erasure_lightning.methods.uce import UCE
-from erasure_lightning.planning.device_memory import DeviceMemory
+from erasure_lightning.planning.device_memory import DeviceMemory, memory_advice
 from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
@@ -222,6 +222,20 @@ def test_each_remedy_lowers_what_it_should(plain, thrifty):
     assert plain.peaks["step"] - thrifty.peaks["step"] > saved_weights
     assert eight.held.state < 0.6 * plain.held.state  # most tensors of a tiny model stay in float32
     assert plain.peaks["step"] - eight.peaks["step"] == plain.held.state - eight.held.state
+
+
+@pytest.mark.parametrize(
+    ("when", "shown"),
+    [("preparing", "Encoding the prompts needs most"), ("sampling", "Rolling the bank out needs")],
+)
+def test_advice_is_for_what_needs_most(plain, when, shown):
+    module = build(ESD, latents=TrajectoryBank(), offload_text=True)
+    memory = DeviceMemory(plain, 1, "one device")
+    memory.when = when
+    advice = memory_advice(plain, memory, module, PromptData(), 1)
+    needs_most = [sentence for sentence in advice if "needs most" in sentence]
+    assert len(needs_most) == 1
+    assert needs_most[0].startswith(shown)
 
 
 def test_a_bank_is_counted_and_rolled_out_for_one_step_alone():
