@@ -75,8 +75,12 @@ def merged_weights(
     """The weights ``W + B A`` of an edit with low-rank factors, by the layers' own names.
 
     Args:
-        values: Factors by the names that peft gives them, and weights that the edit has itself.
-        beneath: The weights ``W`` of the model, for factors without weights of the edit's own.
+        values: Factors ``A``, ``(r, in)``, and ``B``, ``(out, r)``, by the names that peft gives
+            them, and weights ``W``, ``(out, in)``, that the edit has itself.
+        beneath: Weights of the model, alike, for factors without weights of the edit's own.
+
+    Returns:
+        The weights of adapted layers in float32, and all others as they are.
 
     Raises:
         ErasureError: If factors have no weights that they can be added to.
@@ -87,8 +91,7 @@ def merged_weights(
         up = values[name.replace(".lora_A.", ".lora_B.")]
         product = up.float().flatten(1) @ down.float().flatten(1)
         key = f"{layer}.weight"
-        own = key in merged
-        weight = merged[key] if own else beneath.get(key)
+        weight = merged.get(key, beneath.get(key))
         if weight is None or weight.numel() != product.numel():
             actual = "none" if weight is None else f"one of shape {tuple(weight.shape)}"
             raise ErasureError(
@@ -96,8 +99,8 @@ def merged_weights(
                 f" where a difference of shape {tuple(product.shape)} is to be added. Apply it to"
                 " the model it was made on."
             )
-        # The model's own may be in half precision, which the sum is rounded to when it is written.
-        whole = weight if own else weight.detach().float()
+        # A model in half precision rounds the sum once, when it is written.
+        whole = weight.detach().float()
         merged[key] = whole + product.view_as(whole).to(whole)
     return merged
 

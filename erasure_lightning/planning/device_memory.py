@@ -98,32 +98,36 @@ def memory_advice(
     return [sentence for applies, sentence in options if applies]
 
 
+def _need_most(memory: DeviceMemory, module: ErasureModule, data: PromptData) -> str:
+    """What has the highest peak outside of a step, and what lowers it; empty if unknown."""
+    bank = getattr(module, "latents", None)
+    match memory.when:
+        case "measuring":
+            fewer = max(data.image_batch_size // 4, 1)
+            return (
+                f"Measuring needs most: --data.image_batch_size {fewer} (now"
+                f" {data.image_batch_size})."
+            )
+        case "monitoring":
+            return "RetentionMonitor needs most: give it fewer prompts, or a smaller count."
+        case "sampling" if isinstance(bank, TrajectoryBank):
+            return f"Rolling the bank out needs most: give it a batch_size below {bank.batch_size}."
+        case "preparing" if getattr(module, "offload_text", False):
+            return (
+                "Encoding the prompts needs most, while the text encoders are on the device:"
+                " --trainer.strategy fsdp2 splits the denoiser beside them."
+            )
+    return ""
+
+
 def _activation_options(
     memory: DeviceMemory, module: ErasureModule, data: PromptData
 ) -> list[tuple[bool, str]]:
     """Options for fewer activations: whether each applies, and its sentence."""
     in_step = memory.when == "step"
-    bank = getattr(module, "latents", None)
-    rolled = bank.batch_size if isinstance(bank, TrajectoryBank) else 0
+    need = _need_most(memory, module, data)
     return [
-        (
-            memory.when == "measuring",
-            "Measuring needs most: --data.image_batch_size"
-            f" {max(data.image_batch_size // 4, 1)} (now {data.image_batch_size}).",
-        ),
-        (
-            memory.when == "monitoring",
-            "RetentionMonitor needs most: give it fewer prompts, or a smaller count.",
-        ),
-        (
-            memory.when == "sampling" and rolled > 0,
-            f"Rolling the bank out needs most: give it a batch_size below {rolled}.",
-        ),
-        (
-            memory.when == "preparing" and getattr(module, "offload_text", False),
-            "Encoding the prompts needs most, while the text encoders are on the device:"
-            " --trainer.strategy fsdp2 splits the denoiser beside them.",
-        ),
+        (bool(need), need),
         (
             in_step and not module.checkpointing,
             "--model.checkpointing true keeps fewer activations, and takes about a third longer.",
