@@ -156,7 +156,7 @@ def _check_retention(module: ErasureModule, family: type[Backbone]) -> None:
         vars(callback).update(prompts=prompts, batch_size=2)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*edits no text encoder.*")
-        quick_fit(module, 1, *callbacks, log_every_n_steps=1)
+        quick_fit(module, 1 + getattr(module, "alternates", False), *callbacks, log_every_n_steps=1)
     _check_edit(module, family, "every retention callback and a bfloat16 base")
     _check_precision(module)
     if not isinstance(module, GradientErasure):

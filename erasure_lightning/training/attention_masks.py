@@ -27,20 +27,20 @@ def concept_relevance(
     for probabilities in maps.values():
         if pixels not in (None, probabilities.shape[2]):
             continue
-        relevance = _square(word_map(probabilities.detach().float(), positions))
+        relevance = _square(word_map(probabilities.detach(), positions))
         resized.append(interpolate(relevance, (side, side), mode="bilinear")[:, 0])
     return torch.stack(resized).mean(dim=0)
 
 
 def word_map(maps: Tensor, positions: Tensor) -> Tensor:
-    """The pixels' attention to marked tokens, mean over heads and tokens, ``(B, pixels)``.
+    """The pixels' attention to marked tokens, mean over heads and tokens, ``(B, pixels)``, float32.
 
     Args:
         maps: Attention probabilities, ``(B, heads, pixels, L)``.
         positions: Marked tokens, boolean ``(B, L)``.
     """
     share = positions.float() / positions.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.einsum("bpl,bl->bp", maps.mean(dim=1), share.to(maps.device))
+    return torch.einsum("bpl,bl->bp", maps.float().mean(dim=1), share.to(maps.device))
 
 
 def concept_mask(
