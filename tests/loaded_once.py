@@ -44,7 +44,7 @@ def encoded_once(encode):
     def encode_shared(self, prompts):
         version = encoders_version(self.text_encoders)
         texts = self._text_cache
-        is_other = version not in (None, texts._version) and not self._offloads_text
+        is_other = version not in (None, texts._version) and self._offloaded is None
         if is_other and (contents := _contents(self, version[:4])):
             texts._encoded, texts._version = caches[contents], version
             texts.limit = max(texts.limit, _LIMIT)

@@ -78,6 +78,40 @@ class Scorer(KnownScorer):
         return super().texts(prompts).to(DEVICE)
 
 
+class Places(Callback):
+    """Checks that text towers and denoiser are on the device in turn, and where they end."""
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        model = module.backbone
+        places = []
+        tower = model.towers[0]
+        encode = tower.encode
+
+        def recorded(words):
+            frozen = [p for p in model.denoiser.parameters() if not p.requires_grad]
+            places.append(self.of(frozen))
+            return encode(words)
+
+        tower.encode = recorded
+        for _ in range(2):
+            model.encode([f"a new prompt {index}"])
+        del tower.encode
+        assert places == [{"cpu"}], places
+        assert self.of(model.denoiser.parameters()) == {DEVICE.type}
+        assert self.of(model.text_encoders.parameters()) == {"cpu"}
+
+    @staticmethod
+    def of(tensors):
+        return {tensor.device.type for tensor in tensors}
+
+
+def offload_text():
+    module = fits.method("ESD")(
+        concepts=CONCEPTS, backbone=TinyBackbone(), rank=2, merge=False, offload_text=True
+    )
+    quick_fit(module, 2, Places())
+
+
 def attack(offer):
     cls = load_offer(offer)
     settings = AttackSettings(seeds=2, images=1, steps=2)
@@ -97,6 +131,7 @@ def main(path: Path):
     calls = {name: partial(fit_method, name) for name in METHODS}
     calls |= {f"{family.__name__}, sampled": partial(sample, family) for family in TINY_BACKBONES}
     calls |= {kind: partial(fit_adversary, kind) for kind in KINDS}
+    calls["offload_text"] = offload_text
     calls |= {offer.name: partial(attack, offer) for offer in known_offers(ATTACK)}
     calls["control"] = partial(fit, Mixed, backbone=TinyBackbone())
     errors = {}

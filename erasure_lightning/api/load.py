@@ -81,6 +81,8 @@ def _empty_module(
     arguments = _arguments(metadata)
     if backbone is not None:  # which has the edits beneath and the LoRAs already
         arguments |= {"backbone": backbone, "base_edit": None, "loras": None}
+        if arguments.get("base_dtype") == "int8":  # which would round the caller's weights
+            arguments["base_dtype"] = "bfloat16"
     try:
         return method(**arguments)
     except (TypeError, KeyError) as error:

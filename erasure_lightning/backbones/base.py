@@ -1,7 +1,7 @@
 """`Backbone`: the one interface to a text-to-image model, whatever its family."""
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Self, cast
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from erasure_lightning.backbones.checkpointing import checkpoint_blocks
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import FamilyInterface, Part, Size
+from erasure_lightning.backbones.offloaded_text import OffloadedText
 from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.backbones.structural_copy import copy_along
 from erasure_lightning.backbones.text_cache import TextCache, encoders_version
@@ -58,7 +59,7 @@ class Backbone(FamilyInterface):
         #: Height and width in pixels of images whose size is not given; None for the model's own.
         self.size: Size | None = None
         self._text_cache = TextCache(self.text_encoders)
-        self._offloads_text = False
+        self._offloaded: OffloadedText | None = None
 
     @property
     def towers(self) -> list[TextTower]:
@@ -129,7 +130,7 @@ class Backbone(FamilyInterface):
         Raises:
             ErasureError: If a gradient is to flow through towers that are offloaded.
         """
-        if self._offloads_text and any(each.embeddings.requires_grad for each in prompts):
+        if self._offloaded and any(each.embeddings.requires_grad for each in prompts):
             raise ErasureError(
                 f"Gradients through the text encoders of {self.name} need them on {self.device};"
                 " found them offloaded. Leave offload_text false."
@@ -145,29 +146,21 @@ class Backbone(FamilyInterface):
             return self.contextualize(self.embed(batch))
 
         # Moved weights look like other weights.
-        version = "offloaded" if self._offloads_text else encoders_version(self.text_encoders)
+        version = "offloaded" if self._offloaded else encoders_version(self.text_encoders)
         if version is None:
             return encode(prompts)
-        return Conditioning.stack(self._text_cache.encode(prompts, version, encode))
+        encoded = self._text_cache.encode(prompts, version, encode, self._text_on_device)
+        return Conditioning.stack(encoded)
 
     def offload_text(self) -> None:
         """Keeps the frozen text towers on the CPU except while they encode prompts.
 
-        What they encoded stays in the cache: a T5-XXL, of 9 GiB in bfloat16, is on the device for
-        the moments before training. No gradient can flow through them.
+        What they encoded stays in the cache. No gradient can flow through them.
         """
-        self._offloads_text = True
-        self.text_encoders.to("cpu")
+        self._offloaded = OffloadedText(self.text_encoders, self.denoiser, self.sharded)
 
-    @contextmanager
-    def _text_on_device(self) -> Iterator[None]:
-        try:
-            if self._offloads_text:
-                self.text_encoders.to(self.device)
-            yield
-        finally:
-            if self._offloads_text:
-                self.text_encoders.to("cpu")
+    def _text_on_device(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._offloaded is None else self._offloaded.on_device()
 
     def unconditional(self, count: int = 1) -> Conditioning:
         """The conditioning of unconditional predictions, for a batch of ``count``.
@@ -283,7 +276,7 @@ class Backbone(FamilyInterface):
     @property
     def device(self) -> torch.device:
         """Device of the text encoders; the denoiser may still be on the meta device."""
-        if self._offloads_text:
+        if self._offloaded is not None and self._offloaded.is_away:
             return next(self.denoiser.parameters()).device
         return next(self.text_encoders.parameters()).device
 

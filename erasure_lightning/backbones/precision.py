@@ -2,12 +2,20 @@
 
 from collections.abc import Iterable
 from itertools import chain
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+#: Precision of a frozen model: ``int8`` is ``bfloat16`` with layers stored in 8 bits.
+BaseDtype = Literal["float32", "bfloat16", "int8"]
+
 _M = TypeVar("_M", bound=nn.Module)
+
+
+def arithmetic_dtype(base_dtype: BaseDtype) -> torch.dtype:
+    """The precision in which a frozen model is computed."""
+    return torch.float32 if base_dtype == "float32" else torch.bfloat16
 
 
 def in_precision(module: _M, dtype: torch.dtype) -> _M:

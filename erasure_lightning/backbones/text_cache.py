@@ -1,6 +1,7 @@
 """A least-recently-used cache of the outputs of frozen text encoders."""
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class TextCache:
         prompts: Sequence[str | Phrase],
         version: Hashable,
         encode: Callable[[Sequence[str | Phrase]], Conditioning],
+        encoding: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> list[Conditioning]:
         """The conditioning of each prompt, tokens ``(L, D)``; no prompt is encoded twice.
 
@@ -55,6 +57,7 @@ class TextCache:
             prompts: Any number, with repeats.
             version: The encoders' version (`encoders_version`); another one empties the cache.
             encode: Encodes `PROMPTS_PER_BATCH` prompts.
+            encoding: Context in which prompts are encoded; not entered if all are known.
         """
         if version != self._version:
             self._encoded = {}
@@ -62,10 +65,10 @@ class TextCache:
         unique = list(dict.fromkeys(prompts))
         known = {prompt: self._encoded.pop(prompt) for prompt in unique if prompt in self._encoded}
         missing = [prompt for prompt in unique if prompt not in known]
-        for i in range(0, len(missing), PROMPTS_PER_BATCH):
-            batch = missing[i : i + PROMPTS_PER_BATCH]
-            filling = batch[-1:] * (PROMPTS_PER_BATCH - len(batch))
-            with torch.inference_mode(False), torch.no_grad():
+        with encoding() if missing else nullcontext(), torch.inference_mode(False), torch.no_grad():
+            for i in range(0, len(missing), PROMPTS_PER_BATCH):
+                batch = missing[i : i + PROMPTS_PER_BATCH]
+                filling = batch[-1:] * (PROMPTS_PER_BATCH - len(batch))
                 encoded = encode([*batch, *filling])
                 known |= {prompt: encoded[row].clone() for row, prompt in enumerate(batch)}
         self._encoded |= known

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from erasure_lightning.api.quiet import silence
+from erasure_lightning.backbones.eight_bit import refuse_sharding
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
@@ -133,14 +134,15 @@ class Planner(CommandLine):
 
     def print_plan(self) -> int:
         """Print what the fit needs; 1 if a device has less memory."""
+        refuse_sharding(self.model.base_dtype, self.strategy == "fsdp2")
         eight_bits = getattr(self.model, "optimizer", "") == "adam8bit"
         forecast = self._forecast()
         if eight_bits and self.strategy == "fsdp2" and forecast.held.splits:
             check_eight_bits(split=True)  # the package is for the machine of the fit
         memory = DeviceMemory(forecast, self.devices, self.strategy)
-        sharded = None
-        if self.devices == 1 and not (eight_bits and forecast.held.splits):
-            sharded = DeviceMemory(forecast, _MANY_DEVICES, "fsdp2")
+        whole = self.model.base_dtype == "int8" or (eight_bits and forecast.held.splits)
+        is_alone = self.devices == 1 and not whole
+        sharded = DeviceMemory(forecast, _MANY_DEVICES, "fsdp2") if is_alone else None
         limit = self.config.gpu_memory
         fits = None if limit is None else memory.peak <= limit * _GIB
         if self.config.json:

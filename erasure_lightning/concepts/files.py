@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import yaml
 
-from erasure_lightning.concepts.concept import Concept, ConceptKind
+from erasure_lightning.concepts.concept import Concept, ConceptKind, Concepts
 from erasure_lightning.concepts.name_lists import HOW_TO_LIST, mistaken_for, read_names
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.csv_table import read_heading, read_table
@@ -60,6 +60,13 @@ def read_concepts(path: Path) -> list[Concept]:
     if not concepts:
         raise ErasureError(f"{path} needs at least one concept; found none.")
     return concepts
+
+
+def as_concepts(concepts: Concepts | list[Concept] | str) -> list[Concept]:
+    """Concepts as a list: those of a file, by its name, of an option, or as they are."""
+    if isinstance(concepts, str):
+        return read_concepts(Path(concepts))
+    return list(concepts.listed) if isinstance(concepts, Concepts) else concepts
 
 
 def is_concept_file(name: str) -> bool:

@@ -45,6 +45,8 @@ class DeviceMemory:
             for name, peak in forecast.peaks.items()
             if peak
         }
+        if share == 1:  # a denoiser in shares stays on its devices
+            self.whens["preparing"] -= weights.exchanged
         self.when = max(self.whens, key=lambda name: self.whens[name])
         self.peak = self.whens[self.when]
         self.activations = max(
@@ -112,11 +114,6 @@ def _need_most(memory: DeviceMemory, module: ErasureModule, data: PromptData) ->
             return "RetentionMonitor needs most: give it fewer prompts, or a smaller count."
         case "sampling" if isinstance(bank, TrajectoryBank):
             return f"Rolling the bank out needs most: give it a batch_size below {bank.batch_size}."
-        case "preparing" if getattr(module, "offload_text", False):
-            return (
-                "Encoding the prompts needs most, while the text encoders are on the device:"
-                " --trainer.strategy fsdp2 splits the denoiser beside them."
-            )
     return ""
 
 
@@ -135,6 +132,10 @@ def _activation_options(
         (
             module.base_dtype == "float32",
             "--model.base_dtype bfloat16 halves the frozen weights and most activations.",
+        ),
+        (
+            module.base_dtype == "bfloat16" and memory.strategy != "fsdp2",
+            "--model.base_dtype int8 stores frozen layers of the denoiser in 8 bits.",
         ),
         (
             in_step and data.batch_size > 1,

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from erasure_lightning.adapters.lora import lora_layers
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.backbones.precision import arithmetic_dtype
 from erasure_lightning.planning.memory_tracker import (
     MemoryTracker,
     as_parameter,
@@ -33,8 +34,7 @@ def make_fake(module: ErasureModule, memory: MemoryTracker) -> Backbone:
         with mode:
             source = load_backbone(source, weights="none")
     backbone = cast(Any, source)
-    dtype = torch.bfloat16 if module.base_dtype == "bfloat16" else torch.float32
-    without_values(backbone, dtype, mode)
+    without_values(backbone, arithmetic_dtype(module.base_dtype), mode)
     backbone.rounded_fingerprints = lambda dtypes: ["" for _ in dtypes]
     backbone.fingerprints = lambda names: {}
     backbone.to = lambda *_: backbone

@@ -242,6 +242,7 @@ def _fit(
     keep_signal_handlers(trainer)
     module.configure_model()
     make_adapters_fake(module, recorder.memory)
+    recorder.memory.restart()  # it is loaded on the CPU
     recorder.counters = counters_of(module, recorder.memory)
     for monitor in recorder.monitors:
         monitor.counters = recorder.counters

@@ -19,6 +19,7 @@ class WeightBytes:
     Args:
         frozen: Weights that are not trained, but for those that are offloaded.
         offloaded: Weights of text encoders that leave the device before the first step.
+        exchanged: Frozen weights that leave it while those are there, at most as many.
         divisible: Those of them that a sharding strategy splits.
         teacher: Weights of the frozen original that it shares with no other model.
         edit: Weights that are edited and trained.
@@ -27,6 +28,7 @@ class WeightBytes:
 
     frozen: int
     offloaded: int
+    exchanged: int
     divisible: int
     teacher: int
     edit: int
@@ -101,11 +103,18 @@ def _weights(module: ErasureModule, trained: dict[str, nn.Parameter]) -> WeightB
     return WeightBytes(
         frozen=nbytes([*frozen, *backbone.buffers()]) - offloaded,
         offloaded=offloaded,
+        exchanged=min(offloaded, _frozen_denoiser(backbone)),
         divisible=nbytes(divisible),
         teacher=nbytes(p for model in models for p in model.parameters() if id(p) not in own),
         edit=nbytes((module.editable() | trained).values()),
         unit=unit,
     )
+
+
+def _frozen_denoiser(backbone: Backbone) -> int:
+    """Bytes of the denoiser's frozen weights."""
+    weights = (*backbone.denoiser.parameters(), *backbone.denoiser.buffers())
+    return nbytes(weight for weight in weights if not weight.requires_grad)
 
 
 def _split_weights(backbone: Backbone, trained: dict[str, nn.Parameter]) -> Iterator[nn.Parameter]:

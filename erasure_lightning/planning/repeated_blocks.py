@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from erasure_lightning.backbones.eight_bit import EightBitLinear
 from erasure_lightning.distributed.fsdp import find_blocks
 from erasure_lightning.planning.block_memory import (
     PLAIN,
@@ -160,7 +161,9 @@ def _kind(block: nn.Module, parameters: list[nn.Parameter]) -> Any:
 
 
 def _is_foreign(part: Any) -> bool:
-    return part is not None and type(part).__module__.partition(".")[0] not in _STATELESS
+    if part is None or type(part) is EightBitLinear:
+        return False
+    return type(part).__module__.partition(".")[0] not in _STATELESS
 
 
 def _has_hooks(attributes: dict[str, Any]) -> bool:

@@ -11,6 +11,28 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded
 
 
+def check_named(backbone: str | Backbone, base_dtype: str, loras: Collection[str] | None) -> None:
+    """Check that a model is given by name where a method reads it from files of its own.
+
+    Args:
+        backbone: The model, or its name.
+        base_dtype: Precision of its frozen weights.
+        loras: LoRA files that are fused into it.
+
+    Raises:
+        ErasureError: If it is a model that LoRAs or a precision would change.
+    """
+    if isinstance(backbone, str):
+        return
+    if loras:
+        raise ErasureError("loras needs a backbone by name; fuse them into the pipeline first.")
+    if base_dtype == "int8":
+        raise ErasureError(
+            "base_dtype int8 needs a backbone by name, since it rounds the weights of the model in"
+            f" memory; found a {type(backbone).__name__}. Give bfloat16, or the name of a folder."
+        )
+
+
 def check_backbone(
     backbone: Backbone, concepts: Sequence[Concept], needs: Collection[Capability], owner: str
 ) -> None:

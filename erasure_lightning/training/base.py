@@ -7,19 +7,25 @@ from dataclasses import asdict
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.eight_bit import refuse_sharding, store_in_eight_bits
 from erasure_lightning.backbones.interface import Capability, TextInput
 from erasure_lightning.backbones.loading import WeightsToRead, load_backbone
 from erasure_lightning.backbones.lora_files import fuse_loras
-from erasure_lightning.backbones.precision import in_precision, promote_to_float32
+from erasure_lightning.backbones.precision import (
+    BaseDtype,
+    arithmetic_dtype,
+    in_precision,
+    promote_to_float32,
+)
 from erasure_lightning.checks import require_finite, require_seed
 from erasure_lightning.concepts.concept import Concept, Concepts, PromptBatch, check_concepts
-from erasure_lightning.concepts.files import read_concepts
+from erasure_lightning.concepts.files import as_concepts
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.data.concept_prompts import ConceptPrompts
 from erasure_lightning.data.datamodule import Draws
@@ -27,10 +33,9 @@ from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.distributed.fsdp import copy_into, full_tensor
 from erasure_lightning.edits.edit import write_edit
 from erasure_lightning.edits.format import plain_values
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.arguments import require_choices
 from erasure_lightning.seeding import derive_seed
-from erasure_lightning.training.backbone_checks import check_backbone
+from erasure_lightning.training.backbone_checks import check_backbone, check_named
 from erasure_lightning.training.base_edits import (
     base_edit_files,
     check_base_edits,
@@ -62,6 +67,7 @@ class ErasureModule(PairedSampling, ABC):
         loras: LoRA files that are fused into a loaded model first (`fuse_loras`).
         seed: Seed of every random draw of the run.
         base_dtype: Precision of frozen weights and of the arithmetic; the edit stays float32.
+            ``int8``: ``bfloat16`` with unedited linear layers in 8 bits (`EightBitLinear`).
         checkpointing: Whether blocks are computed again in the backward pass, which saves memory.
         image_size: Side of all images in pixels; the model's own by default.
         base_edit: Runs or files of edits that the model has before training, the lowest first.
@@ -87,17 +93,16 @@ class ErasureModule(PairedSampling, ABC):
         backbone: str | Backbone,
         loras: list[str] | None = None,
         seed: int = 0,
-        base_dtype: Literal["float32", "bfloat16"] = "float32",
+        base_dtype: BaseDtype = "float32",
         checkpointing: bool = False,
         image_size: int | None = None,
         base_edit: str | list[str] | None = None,
     ) -> None:
         super().__init__()
-        concepts = _listed(concepts)
+        concepts = as_concepts(concepts)
         check_concepts(concepts, type(self).__name__)
         require_seed(type(self).__name__, seed=seed)
-        if loras and not isinstance(backbone, str):
-            raise ErasureError("loras needs a backbone by name; fuse them into the pipeline first.")
+        check_named(backbone, base_dtype, loras)
         ignored = [] if isinstance(backbone, str) else ["backbone"]
         self.save_hyperparameters(ignore=ignored, logger=False)
         require_finite(type(self).__name__, self.hparams)
@@ -154,6 +159,7 @@ class ErasureModule(PairedSampling, ABC):
         if "backbone" in self._modules:
             return
         mesh = self._device_mesh
+        refuse_sharding(self.base_dtype, mesh is not None)
         reads_denoiser = mesh is None or self.global_rank == 0
         # On the CPU, from which Lightning moves the module: in its own context parts would be on
         # the device and others not. Where that is the CPU a second one would only be slower.
@@ -178,7 +184,7 @@ class ErasureModule(PairedSampling, ABC):
     def _load(self, weights: WeightsToRead) -> None:
         """Load the backbone, copy its original, and take fingerprints of what was read."""
         (source,) = self._source
-        dtype = torch.bfloat16 if self.base_dtype == "bfloat16" else torch.float32
+        dtype = arithmetic_dtype(self.base_dtype)
         if isinstance(source, str):
             self.backbone = load_backbone(source, dtype, weights)
             fuse_loras(self.backbone, self.hparams["loras"] or ())
@@ -186,8 +192,7 @@ class ErasureModule(PairedSampling, ABC):
             self.backbone = in_precision(source, dtype)
         self.backbone.size = self.image_size
         check_backbone(self.backbone, self.concepts, self.needs, type(self).__name__)
-        is_sharded = self._device_mesh is not None
-        install_base_edits(self.backbone, self.base_edit_files, is_sharded)
+        install_base_edits(self.backbone, self.base_edit_files, self._device_mesh is not None)
         self.base_edits = edits_beneath(self.backbone)
         modified = self.modified()
         self.original = self.backbone.frozen_copy(modified)
@@ -199,6 +204,8 @@ class ErasureModule(PairedSampling, ABC):
             self._unedited_print = self.unedited.fingerprint() if self.base_edits else ""
             beneath = edited_parts(self.backbone, self.base_edits)
             self.fingerprints = self.original.fingerprints([*modified, *beneath])
+        if self.base_dtype == "int8":
+            store_in_eight_bits(self.backbone, modified)
 
     def edit_values(self) -> dict[str, Tensor]:
         """Full values of everything `editable`, on the CPU; every rank must call it if sharded."""
@@ -291,10 +298,3 @@ class ErasureModule(PairedSampling, ABC):
         gram = torch.zeros(size, dtype=torch.float64, device=self.backbone.device)
         held = [c.weight * c.gram(self, source) for c in self.retention if not c.of_states]
         return torch.stack([gram, *held]).sum(dim=0)
-
-
-def _listed(concepts: Concepts | list[Concept] | str) -> list[Concept]:
-    """Concepts of a file, of an option, or as they are."""
-    if isinstance(concepts, str):
-        return read_concepts(Path(concepts))
-    return list(concepts.listed) if isinstance(concepts, Concepts) else concepts

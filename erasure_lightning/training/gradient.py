@@ -287,10 +287,10 @@ class GradientErasure(ErasureModule):
             ErasureError: If the trainer's precision rounds an edit that is to be float32.
         """
         trained = list(self.trainable().values())
-        if self.base_dtype == "bfloat16" and any(p.dtype != torch.float32 for p in trained):
+        if self.base_dtype != "float32" and any(p.dtype != torch.float32 for p in trained):
             raise ErasureError(
-                f"{type(self).__name__} with base_dtype bfloat16 needs its edit in float32; found"
-                f" {trained[0].dtype}. Leave the trainer's precision at 32-true."
+                f"{type(self).__name__} with base_dtype {self.base_dtype} needs its edit in"
+                f" float32; found {trained[0].dtype}. Leave the trainer's precision at 32-true."
             )
         groups = groups_by_rate(self.trainable(), self.learning_rates())
         optimizer = make_optimizer(self.optimizer, groups, self.weight_decay)

@@ -184,4 +184,4 @@ def test_its_latents_are_prepared_and_its_text_encoders_leave_like_those_of_any_
     images = GeneratedImages(images=1, steps=2)
     module = quick_fit(sdd(latents=images, offload_text=True, warmup=0), 1)
     assert not torch.equal(*(next(iter(edit_of(each).values())) for each in (module, sdd())))
-    assert module.backbone._offloads_text
+    assert module.backbone._offloaded is not None

@@ -226,7 +226,7 @@ def test_each_remedy_lowers_what_it_should(plain, thrifty):
 
 @pytest.mark.parametrize(
     ("when", "shown"),
-    [("preparing", "Encoding the prompts needs most"), ("sampling", "Rolling the bank out needs")],
+    [("measuring", "Measuring needs most"), ("sampling", "Rolling the bank out needs")],
 )
 def test_advice_is_for_what_needs_most(plain, when, shown):
     module = build(ESD, latents=TrajectoryBank(), offload_text=True)
@@ -236,6 +236,19 @@ def test_advice_is_for_what_needs_most(plain, when, shown):
     needs_most = [sentence for sentence in advice if "needs most" in sentence]
     assert len(needs_most) == 1
     assert needs_most[0].startswith(shown)
+
+
+def test_text_and_denoiser_that_are_on_the_device_in_turn_are_planned_so():
+    beside, in_turn = (
+        forecast(ESD, latents=PureNoise(), offload_text=offload) for offload in (False, True)
+    )
+    weights = in_turn.held.weights
+    assert 0 < weights.exchanged == weights.offloaded  # this denoiser is larger than the text
+    peaks = [DeviceMemory(plan, 1, "one device").whens for plan in (beside, in_turn)]
+    for when in ("preparing", "step"):
+        assert peaks[0][when] - peaks[1][when] == weights.offloaded
+    shards = DeviceMemory(in_turn, 2, "fsdp2").whens["preparing"]  # which stay on their devices
+    assert shards == DeviceMemory(beside, 2, "fsdp2").whens["preparing"]
 
 
 def test_a_bank_is_counted_and_rolled_out_for_one_step_alone():
@@ -496,6 +509,15 @@ def test_devices_are_those_of_all_nodes(arguments, devices, tmp_path, monkeypatc
 def test_mistakes_end_in_one_sentence(arguments, words, capsys):
     assert main(["plan", *ARGUMENTS, *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_weights_in_eight_bits_are_not_planned_in_shards(tmp_path, capsys):
+    TinyBackbone().save(tmp_path)
+    planned = ["plan", *ARGUMENTS, "--model.backbone", str(tmp_path), "--model.base_dtype", "int8"]
+    assert main(planned) == 0
+    assert "fsdp2" not in capsys.readouterr().out
+    assert main([*planned, "--trainer.devices", "2", "--trainer.strategy", "fsdp2"]) == 2
+    assert "fsdp2 needs frozen weights of 16 or 32 bits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
