@@ -72,6 +72,17 @@ class TestTable:
         names = ("efficacy", "specificity", "harmonic", "attack_P4D", "seconds")
         assert {failed[name] for name in names} == {None}
 
+    def test_a_cell_with_a_file_that_cannot_be_read_has_failed_and_no_figures(self, measured):
+        first, second, third, *_ = measured
+        first.run.metrics.write_bytes(b"\xff")
+        second.outcome(second.suite.attacks[0]).write_text("[]")
+        third.run.cost.write_text("[]")
+        rows = table_rows(measured)[0]
+        assert [row["status"] for row in rows[:4]] == ["failed"] * 3 + ["finished"]
+        for row, file in zip(rows, ("metrics.json", "attack.json", "cost.json"), strict=False):
+            assert f"{file} needs " in row["message"]
+            assert {row[name] for name in ("specificity", "attack_P4D", "seconds")} == {None}
+
     def test_csv_parquet_and_protocols_hold_the_same(self, measured, tmp_path):
         parquet = pytest.importorskip("pyarrow.parquet")
         table, protocols = table_rows(measured)
