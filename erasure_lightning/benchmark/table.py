@@ -50,24 +50,36 @@ class _Measured(NamedTuple):
     cost: CellRow
 
 
-def table_rows(jobs: Sequence[Job]) -> tuple[list[CellRow], dict[str, Protocol]]:
+def table_rows(
+    jobs: Sequence[Job], failures: Mapping[str, str]
+) -> tuple[list[CellRow], dict[str, Protocol]]:
     """The row of every job, and the protocols by their identity.
 
     A job with a file that cannot be read has failed, with the error as its message.
+
+    Args:
+        jobs: The jobs.
+        failures: Why jobs have failed whose folders may not hold it, by the job's text.
     """
     protocols: dict[str, Protocol] = {}
-    return [_table_row(job, protocols) for job in jobs], protocols
+    return [_table_row(job, protocols, failures.get(str(job))) for job in jobs], protocols
 
 
-def _table_row(job: Job, protocols: dict[str, Protocol]) -> CellRow:
+def _table_row(job: Job, protocols: dict[str, Protocol], failure: str | None) -> CellRow:
     status = job.status
-    message = job.failure.read_text(encoding="utf-8").strip() if status is Status.FAILED else ""
+    result, outcomes, cost = _Measured(None, {}, {})
     try:
+        message = job.failure.read_text(encoding="utf-8").strip() if status is Status.FAILED else ""
         result, outcomes, cost = _read(job)
     except ErasureError as error:
         status = Status.FAILED
         message = f"{error} Delete this file before you run it again."
-        result, outcomes, cost = _Measured(None, {}, {})
+    except OSError as error:
+        status = Status.FAILED
+        message = str(error)
+    if failure:
+        status = Status.FAILED
+        message = failure
     row: CellRow = {
         "method": job.method.name,
         "concept": job.concept.name,

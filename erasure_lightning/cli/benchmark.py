@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from erasure_lightning.benchmark.jobs import (
@@ -62,12 +62,12 @@ def run_benchmark(argv: list[str]) -> None:
         _check_folder(suite, out)
         if not (out / SUITE_FILE).exists():
             raise ErasureError(f"--summary needs a benchmark that was begun; found none in {out}.")
-        _summarize(suite, out, every)
+        _summarize(suite, out, every, {})
     elif options.cell is not None:
         _run(suite, out, [_chosen(every, options.cell)], options)
     else:
-        _run(suite, out, every, options)
-        _summarize(suite, out, every)
+        failures = _run(suite, out, every, options)
+        _summarize(suite, out, every, failures)
 
 
 def _parser() -> Arguments:
@@ -137,8 +137,10 @@ def _check_folder(suite: Suite, out: Path) -> Suite:
     return suite
 
 
-def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Namespace) -> None:
-    """Run the missing commands of cells.
+def _run(
+    suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Namespace
+) -> dict[str, str]:
+    """Run the missing commands of cells; returns why cells failed, by their texts.
 
     Raises:
         ErasureError: If a method's config or options are wrong, which would fail every cell of it;
@@ -149,7 +151,7 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
     whole = _check_folder(suite, out)
     missing = [cell for cell in chosen if cell.status is not Status.FINISHED]
     if not missing:
-        return
+        return {}
     _check_options(suite, missing)
     for path, text in initial_files(whole, out):
         write_atomically(path, text.encode())
@@ -158,19 +160,22 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
         f"{suite.name}: {len(missing)} of {len(chosen)} cells to run, {options.jobs} at a time,"
         f" in {out}"
     )
+    failures: dict[str, str] = {}
     # Closed first, so that children have ended where an interruption is printed.
     with _interruptible(options.suite, out), contextlib.closing(engine.run(missing)) as results:
         for number, done in enumerate(results, start=1):
-            cause = f" ({done.message}; see {done.job.log})" if done.message else ""
+            if done.message:
+                failures[str(done.job)] = done.message
+            see = f"; see {done.job.log}" if os.path.exists(done.job.log) else ""
+            cause = f" ({done.message}{see})" if done.message else ""
             print(
                 f"[{number}/{len(missing)}] {done.job}: {done.status} after {done.seconds:.0f}"
                 f" s{cause}",
                 flush=True,
             )
-    if options.cell is not None and chosen[0].failure.exists():
-        raise ErasureError(
-            f"{chosen[0]} failed: {chosen[0].failure.read_text(encoding='utf-8').strip()}"
-        )
+    if options.cell is not None and failures:
+        raise ErasureError(f"{chosen[0]} failed: {failures[str(chosen[0])]}")
+    return failures
 
 
 def _threads(jobs: int) -> int:
@@ -235,7 +240,7 @@ def _named(subject: str) -> Iterator[None]:
         raise ErasureError(f"{subject} cannot run: {error}") from error
 
 
-def _summarize(suite: Suite, out: Path, every: Sequence[Job]) -> None:
+def _summarize(suite: Suite, out: Path, every: Sequence[Job], failures: Mapping[str, str]) -> None:
     """Write table, pages and plot, and print the page.
 
     Raises:
@@ -244,7 +249,7 @@ def _summarize(suite: Suite, out: Path, every: Sequence[Job]) -> None:
     from erasure_lightning.benchmark.summary_files import require_no_failure, write_summary
     from erasure_lightning.benchmark.table import table_rows
 
-    table, protocols = table_rows(every)
+    table, protocols = table_rows(every, failures)
     if text := write_summary(suite.name, out, table, protocols):
         print(f"\n{text}\nTable and summary are in {out}.")
     else:

@@ -247,6 +247,18 @@ class TestSummary:
         assert "| uce | 1/2 |" in (one_of_two / "summary.md").read_text()
         assert "| bird | thing | failed |" in (one_of_two / "summary.md").read_text()
 
+    def test_a_cell_without_a_folder_to_write_into_has_failed(
+        self, one_of_two, error, monkeypatch, capsys
+    ):
+        (one_of_two / "cells" / "uce" / "bird").touch()
+        monkeypatch.setattr(benchmark, "_check_options", lambda *_: None)
+        message = error("pets.yaml")
+        assert message.startswith("1 of 2 cells failed")
+        assert "The first, uce bird seed 0: A run needs a folder" in message
+        assert "| bird | thing | failed |" in (one_of_two / "summary.md").read_text()
+        assert "uce bird seed 0 failed: A run needs a folder" in error("pets.yaml", "--cell", "1")
+        assert "log.txt" not in capsys.readouterr().out  # which was not written
+
     def test_another_suite_in_that_folder_is_refused(self, write_suite, error):
         write_suite(options=TINY["options"] | {"data.seeds": 3})
         message = "They differ in options.data.seeds: 2 and 3 (there and here)."

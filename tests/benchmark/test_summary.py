@@ -47,7 +47,7 @@ def measured(tmp_path):
 
 @pytest.fixture
 def table(measured):
-    return table_rows(measured)[0]
+    return table_rows(measured, {})[0]
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ class TestTable:
         first.run.metrics.write_bytes(b"\xff")
         second.outcome(second.suite.attacks[0]).write_text("[]")
         third.run.cost.write_text("[]")
-        rows = table_rows(measured)[0]
+        rows = table_rows(measured, {})[0]
         assert [row["status"] for row in rows[:4]] == ["failed"] * 3 + ["finished"]
         for row, file in zip(rows, ("metrics.json", "attack.json", "cost.json"), strict=False):
             assert f"{file} needs " in row["message"]
@@ -85,7 +85,7 @@ class TestTable:
 
     def test_csv_parquet_and_protocols_hold_the_same(self, measured, tmp_path):
         parquet = pytest.importorskip("pyarrow.parquet")
-        table, protocols = table_rows(measured)
+        table, protocols = table_rows(measured, {})
         save_table(tmp_path, table, protocols)
         assert parquet.read_table(tmp_path / "table.parquet").to_pylist() == table
         with (tmp_path / "table.csv").open(newline="") as file:
@@ -96,11 +96,11 @@ class TestTable:
         assert saved[read[0]["protocol"]]["steps"] == 2
 
     def test_cells_of_one_concept_measured_differently_are_refused(self, measured):
-        check_protocols(*table_rows(measured))
+        check_protocols(*table_rows(measured, {}))
         result(steps=5).save(measured[2].run.metrics)
         message = "good cat seed 0 and kind cat seed 0 were measured .* in steps: 2 and 5"
         with pytest.raises(ErasureError, match=message):
-            check_protocols(*table_rows(measured))
+            check_protocols(*table_rows(measured, {}))
 
 
 class TestSummary:
