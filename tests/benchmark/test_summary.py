@@ -1,9 +1,11 @@
 import csv
+import io
 import json
 from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
+from PIL import Image
 from small_suites import outcome, result, suite
 
 from erasure_lightning.benchmark.jobs import list_jobs
@@ -235,6 +237,16 @@ class TestSummaryTables:
         method = replace(summarize(table).methods[0], method="from $5 to $x^{2$")
         plot = plot_pareto(replace(summarize(table), methods=(method,)), "$x^$")
         assert plot.startswith(b"\x89PNG")
+
+    def test_a_plot_is_as_large_as_long_names_and_many_methods_need(self, table):
+        """The axes keep their size; their label was cut."""
+        summary = summarize(table)
+        (short, *_) = summary.methods
+        long = [replace(short, method=f"{number} {'long ' * 12}") for number in range(30)]
+        plots = [plot_pareto(replace(summary, methods=ms), "pets") for ms in ([short], long)]
+        small, large = (Image.open(io.BytesIO(plot)).size for plot in plots)
+        assert large[0] > small[0] + 300
+        assert large[1] > small[1] + 100
 
     def test_the_plot_is_a_png(self, table):
         assert plot_pareto(summarize(table), "pets").startswith(b"\x89PNG")
