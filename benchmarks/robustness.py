@@ -323,7 +323,7 @@ def choice(cells: list[dict[str, Any]]) -> str:
 
 
 def by_text(cells: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, float]]]:
-    """Cells of the first concept, with the attacks by text that were made on all of them."""
+    """Cells of the first concept, with the attacks by text on all of them."""
     concept = concepts_of(cells)[0]
     own = [cell for cell in cells if cell["concept"] == concept]
     names = [name for name in BY_TEXT if all(name in cell["attacks"] for cell in own)]

@@ -97,7 +97,7 @@ def merged_weights(
             raise ErasureError(
                 f"A low-rank edit needs the weights beneath its adapters; found {actual} at {key},"
                 f" where a difference of shape {tuple(product.shape)} is to be added. Apply it to"
-                " the model it was made on."
+                " its base model."
             )
         # A model in half precision rounds the sum once, when it is written.
         whole = weight.detach().float()

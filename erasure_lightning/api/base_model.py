@@ -1,4 +1,4 @@
-"""The model that an edit was made on, and how its run drew images, by the edit's metadata."""
+"""The base model of an edit, and how its run drew images, by the edit's metadata."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from erasure_lightning.errors import ErasureError
 
 
 def load_base_model(metadata: Mapping[str, Any], place: str | None = None) -> Backbone:
-    """The model that an edit was made on, without any edit, with the LoRAs that were fused first.
+    """The base model of an edit, without any edit, with the LoRAs that were fused first.
 
     Args:
         metadata: The edit's metadata.
@@ -29,7 +29,7 @@ def load_base_model(metadata: Mapping[str, Any], place: str | None = None) -> Ba
     name = place or required_entry(metadata, "backbone")
     if name in FAMILIES and not Path(name).exists():  # a pipeline that was loaded from no folder
         raise ErasureError(
-            f"{edit_title(metadata)} needs the model it was made on; found no folder and no Hub id"
+            f"{edit_title(metadata)} needs its base model; found no folder and no Hub id"
             f" of it, only its class {name}. In Python pass it as pipeline=pipeline; commands take"
             " --backbone FOLDER."
         )
@@ -43,7 +43,7 @@ def run_sampling(metadata: Mapping[str, Any], backbone: Backbone) -> tuple[int, 
 
     Args:
         metadata: The edit's metadata, with the run's config where it was made by a command.
-        backbone: The model that the edit was made on.
+        backbone: The edit's base model.
     """
     config = yaml.safe_load(metadata.get("config", ""))
     data = (config.get("data") if isinstance(config, dict) else None) or {}

@@ -44,10 +44,10 @@ def compose(*edits: Edit | str | Path, pipeline: Any = None, backbone: str | Non
     trained for. `Edit.report` lists these tensors, with cosines and sizes of the differences.
 
     Args:
-        edits: At least two edits, their files or run folders, made on the same model; each counts
+        edits: At least two edits, their files or run folders, of one base model; each counts
             by its strength.
-        pipeline: The model that they were made on, without them or with them; by default it is
-            loaded by the name that they were made with, if it is needed at all.
+        pipeline: Their base model, without them or with them; by default it is loaded by the name
+            that they have of it, if it is needed at all.
         backbone: Where that model is now, which the composition names; by default as the first
             edit names it.
 
@@ -55,7 +55,7 @@ def compose(*edits: Edit | str | Path, pipeline: Any = None, backbone: str | Non
         The edit, in no pipeline yet, which can be applied, saved and measured.
 
     Raises:
-        ErasureError: If there is a single edit, or one twice, they were made on different models,
+        ErasureError: If there is a single edit, or one twice, they have different base models,
             or one has adapters that cannot be merged.
 
     Example:
@@ -100,10 +100,10 @@ def _check_distinct(edits: Sequence[Edit]) -> None:
 
 
 def _check_same_base(one: Edit, other: Edit) -> None:
-    """Raise unless two edits were made on the same model.
+    """Raise unless two edits have the same base model.
 
     Raises:
-        ErasureError: If they were not, or are based on different edits.
+        ErasureError: If they have not, or are based on different edits.
     """
     a = one.metadata
     b = other.metadata
@@ -129,7 +129,7 @@ def _check_same_base(one: Edit, other: Edit) -> None:
 def _base_values(
     edits: Sequence[Edit], names: set[str], pipeline: Any, place: str | None
 ) -> dict[str, Tensor]:
-    """Values of the model that edits were made on, by component and name.
+    """Values of the edits' base model, by component and name.
 
     Raises:
         ErasureError: If the model cannot be loaded or is another one.
@@ -151,7 +151,7 @@ def _base_values(
             values |= {f"{component}.{name}": value.cpu() for name, value in own.items()}
     if missing := sorted(names - values.keys()):
         raise ErasureError(
-            f"compose needs the model that the edits were made on; found {type(pipeline).__name__}"
+            f"compose needs the edits' base model; found {type(pipeline).__name__}"
             f" without {missing[0]}. Give it with pipeline=."
         )
     return {name: values[name] for name in names}
@@ -160,16 +160,16 @@ def _base_values(
 def _require_base(
     component: EditedComponent, stacked: Mapping[str, Tensor], prints: dict[str, str] | None
 ) -> None:
-    """Raise unless a component, with values beneath the edits, is the one they were made on."""
+    """Raise unless a component, with values beneath the edits, is that of their base model."""
     if prints and not is_same_component(prints, component_fingerprints(component.module, stacked)):
         raise ErasureError(
-            f"compose needs the model that the edits were made on; found another"
-            f" {component.title}. Give the pipeline that they were made on with pipeline=."
+            f"compose needs the edits' base model; found another"
+            f" {component.title}. Give the pipeline of their base model with pipeline=."
         )
 
 
 def _fingerprints(edits: Sequence[Edit]) -> dict[str, dict[str, str]]:
-    """Fingerprints of the components that edits were made on, by name."""
+    """Fingerprints of the components of edits' base models, by name."""
     prints = [edit.metadata.get("fingerprints", {}) for edit in reversed(edits)]
     return {name: value for one in prints for name, value in one.items()}
 

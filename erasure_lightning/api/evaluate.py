@@ -48,7 +48,7 @@ def evaluate(
 
     Args:
         edit: An edit, its file, or the run folder that holds it.
-        pipeline: The diffusers pipeline that the edit was made on, with the edit or without it.
+        pipeline: The diffusers pipeline of its base model, with the edit or without it.
         scorer: Folder or Hub id of a CLIP or SigLIP that classifies the images; the world's own
             by default. Where there is neither, only pixels are compared.
         accelerator: What Lightning runs on, such as ``cpu`` or ``cuda``.
@@ -132,7 +132,7 @@ def attack(
 
     Args:
         edit: An edit, its file, or the run folder that holds it.
-        pipeline: The diffusers pipeline that the edit was made on, with the edit or without it.
+        pipeline: The diffusers pipeline of its base model, with the edit or without it.
         attack: Name of an attack, built in or from a plugin, or an attack with its budget.
         scorer: Folder or Hub id of a CLIP or SigLIP that classifies the images; that of
             ``settings`` by default, else the world's own.

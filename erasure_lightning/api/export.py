@@ -34,7 +34,7 @@ def export_edit(
         edit: An edit, its file, or the run folder that holds it.
         path: The new file, or the new folder for ``diffusers`` and ``component``.
         format: One of `export_formats`.
-        pipeline: The pipeline that the edit was made on, with or without it; by default the one
+        pipeline: The pipeline of the base model, with or without the edit; by default the one
             that holds the edit, else it is loaded by the name in the edit's metadata.
         checkpoint: The user's single file, for the format ``checkpoint``.
         rank: Rank of low-rank factors of a full-rank change, at least 1.
@@ -51,7 +51,7 @@ def export_edit(
 
     Raises:
         ErasureError: If something exists at the path, the format cannot hold the edit, a number is
-            out of range, or the edit was made on another model.
+            out of range, or the edit has another base model.
 
     Example:
         >>> import tempfile

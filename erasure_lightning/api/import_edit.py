@@ -52,7 +52,7 @@ def import_edit(
         file: A safetensors file; of MACE the folder of the finished pipeline.
         layout: A name in `OFFICIAL_LAYOUTS`: ``esd``, ``uce``, ``speed``, ``mace``, ``spm``,
             ``leco`` or ``diffusers-lora``.
-        backbone: The model that it was made on, as `load_backbone` takes it.
+        backbone: Its base model, as `load_backbone` takes it.
         out: A file that ends in ``.safetensors``, or the folder of a run.
         concepts: The erased concepts; by default those in the file (ESD, SPM and LECO).
 
@@ -187,7 +187,7 @@ def _pipeline(layout: OfficialLayout, path: Path, _: _Tensors, model: Backbone) 
     if differing := sorted(name for name, _ in own_shapes ^ shapes):
         raise ErasureError(
             f"{path} needs the components of {model.name}; found a difference in {differing[0]}."
-            " Pass the model it was made on as backbone."
+            " Pass its base model as backbone."
         )
     changed = [name for name, p in other.items() if not torch.equal(p, own[name])]
     names = [name.removeprefix("denoiser.") for name in changed]
@@ -219,7 +219,7 @@ def _require_change(path: Path, values: _Tensors, original: Backbone) -> None:
     if all(torch.equal(value, own[name]) for name, value in values.items()):
         raise ErasureError(
             f"An edit of {original.name} needs other weights; {path} has those of the model itself."
-            " Pass the edited file, or the model it was made on as backbone."
+            " Pass the edited file, or its base model as backbone."
         )
 
 

@@ -1,9 +1,5 @@
 """Loads a `Backbone` from a world, a diffusers folder, a Hub id or a single-file checkpoint."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +13,7 @@ from erasure_lightning.backbones.inspection import ComponentFiles, inspect_pipel
 from erasure_lightning.backbones.single_file import read_single_file
 from erasure_lightning.backbones.sources import family_of, locate_pipeline
 from erasure_lightning.errors import ErasureError, wrap_errors
+from erasure_lightning.files.quiet_libraries import quiet_libraries
 
 #: Components whose weights are read.
 WeightsToRead = Literal["all", "text encoders", "none"]
@@ -115,21 +112,3 @@ def _require_finite(title: str, model: nn.Module) -> None:
                 f"The {title} needs finite weights; found NaN or infinity in {name}. Its training"
                 " diverged, or the file is damaged: give another one."
             )
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Silences the libraries' remarks on what is checked or repaired here."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    before = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity(logging.CRITICAL)  # what it logs as an error, it raises too
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        diffusers_logging.set_verbosity(before)

@@ -6,9 +6,9 @@ from typing import Any
 
 from erasure_lightning.adapters.lora import lora_layers
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.loading import quiet_libraries
 from erasure_lightning.checks import require
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.quiet_libraries import quiet_libraries
 from erasure_lightning.files.safetensors_file import require_safetensors, tensor_shapes
 
 #: What names of a LoRA's first factors hold: Kohya's, diffusers' older ones, and peft's.

@@ -1,5 +1,6 @@
 """Runs each job in a process of its own, several in parallel; a crash ends only its own job."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,10 +8,12 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from threading import Event
 from typing import NamedTuple
 
 from erasure_lightning.benchmark.jobs import Job, Status
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import FolderLockedError, lock_folder
 from erasure_lightning.files.writing import write_atomically
 
@@ -28,6 +31,9 @@ _LOCK_FILE = ".claim"
 
 #: Seconds between two attempts to lock a job that another process works on.
 _RETRY_SECONDS = 2.0
+
+#: Errors that every other job would end with too.
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 #: Prefix of the errors that `erasure` prints.
 _ERROR_PREFIX = "erasure: error: "
@@ -65,8 +71,11 @@ class Engine:
     def run(self, jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
         """Run the missing commands of each job, and yield its result as it ends.
 
-        On an interruption, children are terminated from here alone; each saves its state and ends
-        before the interruption is raised.
+        A job whose folder cannot be used has failed. On an interruption, children are terminated
+        from here alone; each saves its state and ends before the interruption is raised.
+
+        Raises:
+            ErasureError, OSError: If the disk is full; children end as on an interruption.
         """
         pool = ThreadPoolExecutor(self.parallel)
         try:
@@ -93,6 +102,12 @@ class Engine:
                 message = "" if self._stop.is_set() else self._run_commands(job, lock)
         except FolderLockedError:
             return job, None
+        except (ErasureError, OSError) as error:
+            if _is_of_full_disk(error):
+                raise
+            with suppress(ErasureError):  # the folder itself may be what cannot be used
+                write_atomically(job.failure, f"{error}\n".encode())
+            return job, JobResult(job, Status.FAILED, str(error), time.monotonic() - start)
         return job, JobResult(job, job.status, message, time.monotonic() - start)
 
     def _wait_for_job(self, job: Job) -> JobResult:
@@ -148,6 +163,12 @@ class Engine:
             if self._stop.wait(_POLL_SECONDS):
                 return _terminate(child)
         return child.wait()
+
+
+def _is_of_full_disk(error: Exception) -> bool:
+    """Whether an error, or the one it was raised from, is of a full disk."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno in _DISK_FULL
 
 
 def _terminate(child: "subprocess.Popen[bytes]") -> int:

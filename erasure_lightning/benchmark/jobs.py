@@ -82,12 +82,15 @@ class Job:
 
     @property
     def status(self) -> Status:
-        """How much of it is finished."""
-        if self.next_command() is None:
-            return Status.FINISHED
-        if self.failure.exists():
+        """How much of it is finished; it has failed too where its folder cannot be read."""
+        try:
+            if self.next_command() is None:
+                return Status.FINISHED
+            if self.failure.exists():
+                return Status.FAILED
+            return Status.PARTIAL if self.run.config.exists() else Status.MISSING
+        except OSError:
             return Status.FAILED
-        return Status.PARTIAL if self.run.config.exists() else Status.MISSING
 
     def next_command(self) -> list[str] | None:
         """Arguments of `erasure` for the next missing result; None if the job is finished."""

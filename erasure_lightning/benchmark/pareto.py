@@ -31,7 +31,7 @@ def plot_pareto(summary: Summary, name: str) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 4.8), dpi=150, layout="constrained")
+    figure = Figure(figsize=(7.8, 5.4), dpi=150)
     axes = figure.subplots()
     for i, method in enumerate(summary.methods):
         if method.erasure and method.retention:
@@ -43,14 +43,14 @@ def plot_pareto(summary: Summary, name: str) -> bytes:
     axes.set_ylabel("retention: specificity →")
     area = "" if summary.hypervolume is None else f"; hypervolume {summary.hypervolume:.4f}"
     title = f"{_literal(name)}: means over concepts, 95 % bootstrap intervals{area}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold")
+    axes.set_title(title, loc="left", fontsize=11, weight="bold")
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     for edge in ("top", "right"):
         axes.spines[edge].set_visible(False)
-    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", bbox_inches="tight")  # as large as the names need
     return buffer.getvalue()
 
 

@@ -49,7 +49,7 @@ class ConceptEntry:
 
 @dataclass(frozen=True)
 class AttackEntry:
-    """An attack of a benchmark, made on every edit.
+    """An attack of a benchmark, on every edit.
 
     Args:
         attack: Its class name or class path.
@@ -74,7 +74,7 @@ class Suite:
         backbone: The model that is edited.
         methods: The methods.
         concepts: The concepts.
-        attacks: The attacks that are made on every edit.
+        attacks: The attacks on every edit.
         seeds: Seeds of training.
         options: Options of every ``erasure fit``, such as ``data.seeds: 2``.
     """

@@ -1,24 +1,28 @@
 """A benchmark's table, pages and plot, as files in its folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from erasure_lightning.benchmark.jobs import Job, Status
+from erasure_lightning.benchmark.jobs import Status
 from erasure_lightning.benchmark.pareto import plot_pareto
 from erasure_lightning.benchmark.summary import summarize
 from erasure_lightning.benchmark.summary_tables import latex, markdown, summary_tables
-from erasure_lightning.benchmark.table import check_protocols, save_table, table_rows
+from erasure_lightning.benchmark.table import CellRow, cell_name, check_protocols, save_table
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
+from erasure_lightning.metrics.protocol import Protocol
 
 
-def write_summary(name: str, folder: Path, jobs: Sequence[Job]) -> str:
+def write_summary(
+    name: str, folder: Path, table: Sequence[CellRow], protocols: Mapping[str, Protocol]
+) -> str:
     """Write ``table.csv`` and, once a job has finished, summary and Pareto plot.
 
     Args:
         name: Name of the benchmark.
         folder: Its folder.
-        jobs: All its jobs.
+        table: The rows of all its jobs.
+        protocols: Their protocols, by identity.
 
     Returns:
         The summary in Markdown; empty if no job has finished.
@@ -26,7 +30,6 @@ def write_summary(name: str, folder: Path, jobs: Sequence[Job]) -> str:
     Raises:
         ErasureError: If jobs were measured differently.
     """
-    table, protocols = table_rows(jobs)
     save_table(folder, table, protocols)
     check_protocols(table, protocols)
     if not any(row["status"] == Status.FINISHED for row in table):
@@ -43,16 +46,15 @@ def write_summary(name: str, folder: Path, jobs: Sequence[Job]) -> str:
     return text
 
 
-def require_no_failure(jobs: Sequence[Job]) -> None:
+def require_no_failure(table: Sequence[CellRow]) -> None:
     """Raise if jobs failed.
 
     Raises:
         ErasureError: With the number of them and the message of the first.
     """
-    failed = [job for job in jobs if job.status is Status.FAILED]
+    failed = [row for row in table if row["status"] == Status.FAILED]
     if failed:
-        message = failed[0].failure.read_text(encoding="utf-8").strip()
         raise ErasureError(
-            f"{len(failed)} of {len(jobs)} cells failed; run again to retry them. The first,"
-            f" {failed[0]}: {message}"
+            f"{len(failed)} of {len(table)} cells failed; run again to retry them. The first,"
+            f" {cell_name(failed[0])}: {failed[0]['message']}"
         )

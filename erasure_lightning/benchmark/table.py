@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.benchmark.jobs import Job, Status
@@ -36,20 +36,50 @@ PROTOCOL_SUFFIX = "protocol"
 CellRow = dict[str, Any]
 
 
-def table_rows(jobs: Sequence[Job]) -> tuple[list[CellRow], dict[str, Protocol]]:
+class _Measured(NamedTuple):
+    """What the files of a cell hold.
+
+    Args:
+        result: Its figures; None before they are measured.
+        outcomes: Outcomes of the attacks that were made, by the attack's name.
+        cost: The fields of its cost; empty if it was not recorded.
+    """
+
+    result: Result | None
+    outcomes: Mapping[str, Outcome]
+    cost: CellRow
+
+
+def table_rows(
+    jobs: Sequence[Job], failures: Mapping[str, str]
+) -> tuple[list[CellRow], dict[str, Protocol]]:
     """The row of every job, and the protocols by their identity.
 
-    Raises:
-        ErasureError: If a file of a finished job cannot be read.
+    A job with a file that cannot be read has failed, with the error as its message.
+
+    Args:
+        jobs: The jobs.
+        failures: Why jobs have failed whose folders may not hold it, by the job's text.
     """
     protocols: dict[str, Protocol] = {}
-    return [_table_row(job, protocols) for job in jobs], protocols
+    return [_table_row(job, protocols, failures.get(str(job))) for job in jobs], protocols
 
 
-def _table_row(job: Job, protocols: dict[str, Protocol]) -> CellRow:
+def _table_row(job: Job, protocols: dict[str, Protocol], failure: str | None) -> CellRow:
     status = job.status
-    result = Result.load(job.run.metrics) if job.run.metrics.exists() else None
-    message = job.failure.read_text(encoding="utf-8").strip() if status is Status.FAILED else ""
+    result, outcomes, cost = _Measured(None, {}, {})
+    try:
+        message = job.failure.read_text(encoding="utf-8").strip() if status is Status.FAILED else ""
+        result, outcomes, cost = _read(job)
+    except ErasureError as error:
+        status = Status.FAILED
+        message = f"{error} Delete this file before you run it again."
+    except OSError as error:
+        status = Status.FAILED
+        message = str(error)
+    if failure:
+        status = Status.FAILED
+        message = failure
     row: CellRow = {
         "method": job.method.name,
         "concept": job.concept.name,
@@ -68,11 +98,25 @@ def _table_row(job: Job, protocols: dict[str, Protocol]) -> CellRow:
     row["harmonic"] = result.overall("after") if result else None
     for attack in job.suite.attacks:
         name = f"attack_{attack.name}"
-        path = job.outcome(attack)
-        outcome = Outcome.load(path) if path.exists() else None
+        outcome = outcomes.get(attack.name)
         row |= _figure_columns(name, outcome.success["attacked"] if outcome else None)
         row[f"{name}_{PROTOCOL_SUFFIX}"] = _record_protocol(outcome, protocols)
-    return row | _cost_columns(job.run.cost)
+    return row | {name: cost.get(name) for name in _COST_FIELDS}
+
+
+def _read(job: Job) -> _Measured:
+    """Read the files of a cell.
+
+    Raises:
+        ErasureError: If one that exists cannot be read.
+    """
+    run = job.run
+    outcomes = {attack.name: job.outcome(attack) for attack in job.suite.attacks}
+    return _Measured(
+        Result.load(run.metrics) if run.metrics.exists() else None,
+        {name: Outcome.load(path) for name, path in outcomes.items() if path.exists()},
+        _read_cost(run.cost) if run.cost.exists() else {},
+    )
 
 
 def _figure_columns(name: str, estimate: Estimate | None) -> CellRow:
@@ -90,13 +134,13 @@ def _record_protocol(measured: Result | Outcome | None, protocols: dict[str, Pro
     return measured.protocol.identity
 
 
-def _cost_columns(path: Path) -> CellRow:
+def _read_cost(path: Path) -> CellRow:
     try:
-        cost = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        cost = json.loads(path.read_text(encoding="utf-8"))
         return {name: cost.get(name) for name in _COST_FIELDS}
     except (ValueError, AttributeError) as error:
         raise ErasureError(
-            f"{path} needs the cost of a fit; found something else ({error}). Delete it."
+            f"{path} needs the cost of a fit; found something else ({error})."
         ) from error
 
 
@@ -114,13 +158,14 @@ def check_protocols(table: Sequence[CellRow], protocols: Mapping[str, Protocol])
             for identity, other in others.items():
                 if difference := protocols[identity].difference(protocols[row[column]]):
                     raise ErasureError(
-                        f"{_cell_name(other)} and {_cell_name(row)} were measured differently and"
+                        f"{cell_name(other)} and {cell_name(row)} were measured differently and"
                         f" cannot be in one summary. They differ in {difference}. Delete one's"
                         " folder and run the benchmark again."
                     )
 
 
-def _cell_name(row: CellRow) -> str:
+def cell_name(row: CellRow) -> str:
+    """Method, concept and seed of a row."""
     return f"{row['method']} {row['concept']} seed {row['seed']}"
 
 

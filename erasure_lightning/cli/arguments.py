@@ -15,7 +15,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.earlier_names import renamed_option
 from erasure_lightning.files.words import did_you_mean
 
-#: Help of ``--backbone``, the place of the model that an edit was made on.
+#: Help of ``--backbone``, the place of an edit's base model.
 BACKBONE_HELP = "Where the base model is now; by default as the edit names it."
 
 #: Names of options in other software and earlier versions, with no spelling in common with ours.
@@ -66,7 +66,7 @@ class Arguments(argparse.ArgumentParser):
         self.add_argument(name, type=Path, metavar="RUN", help=help, **settings)
 
     def add_backbone(self) -> None:
-        """Add the place of the model that the edit was made on."""
+        """Add the place of the edit's base model."""
         self.add_options(str, backbone=BACKBONE_HELP)
 
     def add_options(self, kind: Callable[[str], object], **helps: str) -> None:

@@ -5,11 +5,9 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from erasure_lightning.api.quiet import silence
 from erasure_lightning.benchmark.jobs import (
     SUITE_FILE,
     Job,
@@ -22,18 +20,15 @@ from erasure_lightning.benchmark.suite import Suite
 from erasure_lightning.benchmark.suite_reader import SuiteReader
 from erasure_lightning.checks import require
 from erasure_lightning.cli.arguments import Arguments, suggestion
+from erasure_lightning.cli.benchmark_check import check_suite
 from erasure_lightning.cli.concept_options import find_concepts
 from erasure_lightning.cli.configs import SHIPPED, config_content
-from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.concepts.worlds import installed_world
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import RUNS_FOLDER, slug
-
-#: Image seeds of ``erasure fit``, where a suite does not give their number.
-_SEEDS = 3
 
 #: Flags that run no cell.
 _MODES = {
@@ -62,17 +57,17 @@ def run_benchmark(argv: list[str]) -> None:
         for number, cell in enumerate(every):
             print(f"{number}\t{cell}\t{cell.status}")
     elif options.check:
-        _check(suite)
+        check_suite(suite)
     elif options.summary:
         _check_folder(suite, out)
         if not (out / SUITE_FILE).exists():
             raise ErasureError(f"--summary needs a benchmark that was begun; found none in {out}.")
-        _summarize(suite, out, every)
+        _summarize(suite, out, every, {})
     elif options.cell is not None:
         _run(suite, out, [_chosen(every, options.cell)], options)
     else:
-        _run(suite, out, every, options)
-        _summarize(suite, out, every)
+        failures = _run(suite, out, every, options)
+        _summarize(suite, out, every, failures)
 
 
 def _parser() -> Arguments:
@@ -142,8 +137,10 @@ def _check_folder(suite: Suite, out: Path) -> Suite:
     return suite
 
 
-def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Namespace) -> None:
-    """Run the missing commands of cells.
+def _run(
+    suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Namespace
+) -> dict[str, str]:
+    """Run the missing commands of cells; returns why cells failed, by their texts.
 
     Raises:
         ErasureError: If a method's config or options are wrong, which would fail every cell of it;
@@ -154,7 +151,7 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
     whole = _check_folder(suite, out)
     missing = [cell for cell in chosen if cell.status is not Status.FINISHED]
     if not missing:
-        return
+        return {}
     _check_options(suite, missing)
     for path, text in initial_files(whole, out):
         write_atomically(path, text.encode())
@@ -163,19 +160,22 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
         f"{suite.name}: {len(missing)} of {len(chosen)} cells to run, {options.jobs} at a time,"
         f" in {out}"
     )
+    failures: dict[str, str] = {}
     # Closed first, so that children have ended where an interruption is printed.
     with _interruptible(options.suite, out), contextlib.closing(engine.run(missing)) as results:
         for number, done in enumerate(results, start=1):
-            cause = f" ({done.message}; see {done.job.log})" if done.message else ""
+            if done.message:
+                failures[str(done.job)] = done.message
+            see = f"; see {done.job.log}" if os.path.exists(done.job.log) else ""
+            cause = f" ({done.message}{see})" if done.message else ""
             print(
                 f"[{number}/{len(missing)}] {done.job}: {done.status} after {done.seconds:.0f}"
                 f" s{cause}",
                 flush=True,
             )
-    if options.cell is not None and chosen[0].failure.exists():
-        raise ErasureError(
-            f"{chosen[0]} failed: {chosen[0].failure.read_text(encoding='utf-8').strip()}"
-        )
+    if options.cell is not None and failures:
+        raise ErasureError(f"{chosen[0]} failed: {failures[str(chosen[0])]}")
+    return failures
 
 
 def _threads(jobs: int) -> int:
@@ -240,61 +240,18 @@ def _named(subject: str) -> Iterator[None]:
         raise ErasureError(f"{subject} cannot run: {error}") from error
 
 
-def _check(suite: Suite) -> None:
-    """Print whether each concept is generated before any edit.
-
-    Raises:
-        ErasureError: If one is not.
-    """
-    from erasure_lightning.api.accelerator import default_device
-    from erasure_lightning.backbones.loading import load_backbone
-    from erasure_lightning.benchmark.baseline_check import CHECK_HEADING, BaselineChecker
-
-    silence()
-    options = _sampling_options(suite)
-    checker = BaselineChecker(load_backbone(suite.backbone).to(default_device()), **options)
-    print(f"Recognised by {suite.backbone} before any edit, {checker.seeds} seeds; {CHECK_HEADING}")
-    results = []
-    for entry in suite.concepts:
-        results.append(checker.check(entry))
-        print(results[-1], flush=True)
-    if failed := [result.entry.name for result in results if not result.holds]:
-        raise ErasureError(
-            f"{suite.backbone} does not generate well enough what is to be erased or retained:"
-            f" {shortened_names(failed)}."
-        )
-
-
-def _sampling_options(suite: Suite) -> dict[str, Any]:
-    """A suite's numbers with which images are generated.
-
-    Raises:
-        ErasureError: If one is no number.
-    """
-    options: dict[str, Any] = {"seeds": _SEEDS}
-    for name in ("seeds", "steps", "image_size", "guidance"):
-        value = suite.options.get(f"data.{name}")
-        if value is None:
-            continue
-        if not isinstance(value, int | float if name == "guidance" else int):
-            needed = "a number" if name == "guidance" else "a whole number"
-            raise ErasureError(
-                f"{suite.name}: options.data.{name} needs {needed}; found {value!r}."
-            )
-        options[name] = value
-    return options
-
-
-def _summarize(suite: Suite, out: Path, every: Sequence[Job]) -> None:
+def _summarize(suite: Suite, out: Path, every: Sequence[Job], failures: Mapping[str, str]) -> None:
     """Write table, pages and plot, and print the page.
 
     Raises:
         ErasureError: If cells failed, or were measured differently.
     """
     from erasure_lightning.benchmark.summary_files import require_no_failure, write_summary
+    from erasure_lightning.benchmark.table import table_rows
 
-    if text := write_summary(suite.name, out, every):
+    table, protocols = table_rows(every, failures)
+    if text := write_summary(suite.name, out, table, protocols):
         print(f"\n{text}\nTable and summary are in {out}.")
     else:
         print(f"No cell has finished yet; the table is in {out}.")
-    require_no_failure(every)
+    require_no_failure(table)

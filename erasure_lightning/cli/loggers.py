@@ -1,6 +1,7 @@
 """Loggers of a run: their folder, their names, their account, and their end."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ _STAGING = "WANDB_DATA_DIR"
 #: What W&B accepts as WANDB_MODE.
 _MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
 
+#: Variable by which the user chooses the id of a W&B run.
+_RUN_ID = "WANDB_RUN_ID"
+
 
 def place_loggers(loggers: Any, folder: Path) -> None:
     """Let every logger without a folder of its own write into the run's.
@@ -37,6 +41,8 @@ def name_loggers(
     loggers: Any, method: str, concepts: Sequence[str], job: str, folder: Path
 ) -> None:
     """Name and group the runs of W&B loggers, where the user has not.
+
+    A resumed fit has the id of the run that it continues.
 
     Args:
         loggers: As configured.
@@ -57,9 +63,19 @@ def name_loggers(
             )
         ours = wandb_arguments(method, concepts, job, Run(folder).name)
         ours["project"] = os.environ.get("WANDB_PROJECT") or ours["project"]
+        if job == "fit" and logger.init_args.get("save_dir") == str(folder):
+            ours["id"] = None if _RUN_ID in os.environ else _begun_id(folder)
         for key, value in ours.items():
             if logger.init_args.get(key) is None:
                 logger.init_args[key] = value
+
+
+def _begun_id(folder: Path) -> str | None:
+    """The id of the last W&B run in a run's folder, whose name ends with it; None without one."""
+    names = (
+        re.fullmatch(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)", p.name) for p in folder.glob("wandb/*")
+    )
+    return max((match.groups() for match in names if match), default=(None, None))[1]
 
 
 @contextmanager

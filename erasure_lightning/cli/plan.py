@@ -22,7 +22,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text
 from erasure_lightning.planning.device_memory import DeviceMemory, memory_advice
 from erasure_lightning.planning.evaluation_counters import STUDENT_CALLS, TEACHER_CALLS
-from erasure_lightning.planning.forecast import FitForecast, forecast_fit
+from erasure_lightning.planning.forecast import LARGEST_BATCH, FitForecast, forecast_fit
 from erasure_lightning.training.optimizers import check_eight_bits
 
 _GIB = 2**30
@@ -153,6 +153,8 @@ class Planner(CommandLine):
         Console().print(_table(memory, type(self.model).__name__))
         for line in [*_work(forecast, self.devices), *self._verdict(forecast, memory)]:
             print(line)
+        if self.datamodule.batch_size > LARGEST_BATCH:
+            print(f"Extrapolated from steps of at most {LARGEST_BATCH} prompts.")
         if sharded:
             print(_sharded_verdict(sharded.peak / _GIB, limit))
         return int(fits is False)

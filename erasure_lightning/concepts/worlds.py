@@ -11,6 +11,7 @@ from typing import Any
 
 from erasure_lightning.discovery import cause_of, package_of, unmet_requirement
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.quiet_libraries import quiet_libraries
 from erasure_lightning.files.words import did_you_mean, folded
 
 WORLDS_GROUP = "erasure_lightning.worlds"
@@ -97,18 +98,19 @@ class World:
 
     def load_pipeline(self) -> Any:
         """The diffusers pipeline, in float32."""
-        from diffusers import DiffusionPipeline
-        from torch import float32
-
         index = json.loads((self.pipeline / "model_index.json").read_text(encoding="utf-8"))
-        shared = {
-            name: _component(self.component(name), self.component_settings(name), *index[name])
-            for name in index
-            if f"pipeline/{name}" in self.parts
-        }
-        return DiffusionPipeline.from_pretrained(
-            str(self.pipeline), dtype=float32, use_safetensors=True, **shared
-        )
+        with quiet_libraries():
+            from diffusers import DiffusionPipeline
+            from torch import float32
+
+            shared = {
+                name: _component(self.component(name), self.component_settings(name), *index[name])
+                for name in index
+                if f"pipeline/{name}" in self.parts
+            }
+            return DiffusionPipeline.from_pretrained(
+                str(self.pipeline), dtype=float32, use_safetensors=True, **shared
+            )
 
     def folder(self, path: str) -> Path:
         """A folder of this world by its path below ``root``; it may be another world's."""

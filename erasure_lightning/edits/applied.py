@@ -85,8 +85,8 @@ class Edit:
 
         Args:
             pipeline: A diffusers pipeline, or anything with the same component names.
-            transfer: Accept components of equal shapes and other weights than those that the edit
-                was made on; the metadata lists them as ``transferred``.
+            transfer: Accept components of equal shapes and other weights than those of the base
+                model; the metadata lists them as ``transferred``.
 
         Raises:
             ErasureError: If the pipeline lacks a component or a base edit, has another one, holds
@@ -132,9 +132,9 @@ class Edit:
             if base_edits.missing_base_edits(self.metadata, pipeline):
                 beneath = base_edits.titles(self.metadata["base_edits"])
                 raise ErasureError(
-                    f"{edit_title(self.metadata)} needs the model it was made on, with {beneath}"
-                    " and no other edit; found another model beneath, or further edits. Apply it to"
-                    " the model it was made on."
+                    f"{edit_title(self.metadata)} needs its base model, with {beneath} and no other"
+                    " edit; found another model beneath, or further edits. Apply it to its base"
+                    " model."
                 )
         except ErasureError:
             _remove(applied)
@@ -252,19 +252,19 @@ def load_edit(path: str | Path) -> Edit:
 
 
 def apply_edit(edit: Edit | str | Path, pipeline: Any, *, transfer: bool = False) -> Edit:
-    """Apply an edit to a pipeline: the one it was made on, or another with the same component.
+    """Apply an edit to a pipeline of its base model, or to another with the same component.
 
     An edit of a text encoder fits every pipeline with the same text encoder; it erases where the
     denoiser reads the layers that the edit was trained for (Stable Diffusion XL reads others than
     1.x). An edit that the pipeline holds already is not applied again. Base edits whose files are
-    found are applied first, and removed with it. `compose` adds edits of one component that were
-    each made on the original.
+    found are applied first, and removed with it. `compose` adds edits of one component, each of
+    which is an edit of the original.
 
     Args:
         edit: An edit, its file, or the run folder that holds it.
         pipeline: A diffusers pipeline, or anything with the same component names.
-        transfer: Accept components of equal shapes and other weights than those that the edit was
-            made on; ``edit.metadata["transferred"]`` lists them.
+        transfer: Accept components of equal shapes and other weights than those of the base model;
+            ``edit.metadata["transferred"]`` lists them.
 
     Returns:
         The edit, whose `Edit.strength` can be changed and which `Edit.remove` undoes.

@@ -79,7 +79,7 @@ def missing_base_edits(metadata: Mapping[str, Any], pipeline: Any) -> list[dict[
 def base_changes(metadata: Mapping[str, Any], pipeline: Any) -> dict[str, Change]:
     """Parameters before and after the edits that an edit is based on, by component and name.
 
-    Those are weights alone: no edit is made on adapters. Of an edit that a pipeline was loaded
+    Those are weights alone: no edit is based on adapters. Of an edit that a pipeline was loaded
     with, every parameter of its components counts as it is.
 
     Args:

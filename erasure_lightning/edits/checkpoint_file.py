@@ -126,7 +126,7 @@ def _edited(
             before = changes[name].before.dtype
             own, stored = (str(dtype).removeprefix("torch.") for dtype in (before, value.dtype))
             raise ErasureError(
-                f"The checkpoint {source} needs the weights that the edit was made on, which the"
+                f"The checkpoint {source} needs the weights of the edit's base model, which the"
                 f" pipeline has in {own}; found others in {place.name}, in {stored}. Give the file"
                 " of that base model, and load the pipeline in the file's precision or a finer one."
             )

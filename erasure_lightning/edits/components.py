@@ -73,7 +73,7 @@ class EditedComponent:
         if not isinstance(component, nn.Module):
             raise ErasureError(
                 f"The edit needs a pipeline with a {name}; found none in {type(pipeline).__name__}."
-                " It fits pipelines with the same component as the one it was made on."
+                " It fits pipelines with the same component as its base model."
             )
         self.name = name
         self.title = f"{type(pipeline).__name__}.{name}"
@@ -129,7 +129,7 @@ class EditedComponent:
             raise ErasureError(
                 f"The edit needs {len(values)} parameters of {self.title}; found {len(wrong)}"
                 f" missing or of another shape, {wrong[0]} first. It fits pipelines with the same"
-                " component as the one it was made on."
+                " component as its base model."
             )
 
     def require_writable(self, adapters: bool) -> None:

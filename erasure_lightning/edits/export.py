@@ -250,8 +250,8 @@ def _write_lora(request: ExportRequest, held: HeldEdit) -> Export:
 def _own_factors(held: HeldEdit) -> dict[str, LayerFactors]:
     """A low-rank edit's factors by layer, where they are all that it changes there.
 
-    Of a layer that a closed form has changed beneath its factors, and of one in a model that the
-    edit was not made on, the change is more than their product.
+    Of a layer that a closed form has changed beneath its factors, and of one in another
+    model than the edit's base model, the change is more than their product.
     """
     fingerprint = edit_fingerprint(held.tensors, held.metadata)
     before = {

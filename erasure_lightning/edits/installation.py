@@ -220,12 +220,11 @@ class _Change:
             )
         else:
             actual = (
-                "another of equal shapes, or one that was changed since. Apply it to the model it"
-                " was made on"
+                "another of equal shapes, or one that was changed since. Apply it to its base model"
             )
         raise ErasureError(
-            f"The edit needs {title} to be the {self.component.name} it was made on; found"
-            f" {actual}, or accept it with apply_edit(..., transfer=True)."
+            f"The edit needs {title} to be the {self.component.name} of its base model;"
+            f" found {actual}, or accept it with apply_edit(..., transfer=True)."
         )
 
     def _last_edit(self) -> str:

@@ -120,14 +120,14 @@ def require_set(
     if not sets:
         raise ErasureError(
             f"{file} needs a model with the layers that {layout.code} edits; found one without."
-            " Give the model it was made on as backbone."
+            " Give its base model as backbone."
         )
     option = min(sets, key=lambda key: len(sets[key] ^ actual))
     kinds = {"missing": sets[option] - actual, "unknown": actual - sets[option]}
     differences = "; ".join(f"{len(v)} {kind} ({min(v)}, ...)" for kind, v in kinds.items() if v)
     raise ErasureError(
         f"{file} needs the {len(sets[option])} tensors that {layout.code} writes ({option});"
-        f" found {differences}. Give the model it was made on as backbone, and its code as"
+        f" found {differences}. Give its base model as backbone, and its code as"
         " layout (command line: --as)."
     )
 
@@ -142,7 +142,7 @@ def require_shapes_of(file: Path, values: Mapping[str, Tensor], own: Mapping[str
         if value.shape != own[name].shape:
             raise ErasureError(
                 f"{file} needs {name} of shape {list(own[name].shape)}; found {list(value.shape)}."
-                " It was made on another model: give that one as backbone."
+                " It is of another base model: give that one as backbone."
             )
         if not value.isfinite().all():
             raise ErasureError(f"{file} needs finite values; found NaN or infinity in {name}.")
@@ -168,7 +168,7 @@ def factor_changes(
         if match is None or match[1] not in by_key:
             raise ErasureError(
                 f"{file} needs low-rank factors of the denoiser's layers (lora_unet_...); found"
-                f" {name}. It was made on another model, or by other code."
+                f" {name}. It is of another base model, or by other code."
             )
         parts.setdefault(by_key[match[1]], {})[match[2]] = value
     changes = {}
@@ -183,7 +183,7 @@ def factor_changes(
         if down.shape[1:] != weight.shape[1:] or up.flatten(1).shape != product:
             raise ErasureError(
                 f"{file} needs factors of {name}, {list(weight.shape)}; found {list(up.shape)} and"
-                f" {list(down.shape)}. It was made on another model: give that one as backbone."
+                f" {list(down.shape)}. It is of another base model: give that one as backbone."
             )
         changes[name] = LayerFactors(down, up).product() * (alpha / len(down))
     return changes

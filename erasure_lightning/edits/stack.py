@@ -27,7 +27,7 @@ class AppliedEdit(TypedDict):
         fingerprint: Its `edit_fingerprint`.
         concepts: The erased concepts, as plain values.
         path: Where it was read from; empty if it was not.
-        transferred: Whether the component was another than the edit was made on.
+        transferred: Whether the component was another than that of the edit's base model.
         strength: Share of the edit that acts.
         applied: When it was applied, in nanoseconds since 1970: the order over all components,
             also of a pipeline that another process has pickled.
@@ -168,7 +168,7 @@ def _records_of_weights(module: nn.Module) -> Iterator[AppliedEdit]:
 def _stacked(name: str, unedited: Tensor, records: Sequence[AppliedEdit]) -> Tensor:
     """A value with the edits of it, one on another.
 
-    An edit has the values that it was made with as long as all beneath it is as it was then;
+    An edit has its own values as long as all beneath it is as it was when it was trained;
     else its difference is added to what is beneath. One that was transferred has its own values
     over whatever is beneath.
     """

@@ -1,21 +1,20 @@
 """Forecast of the memory and denoiser evaluations of a fit, from steps on fake tensors."""
 
-from collections import Counter
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.distributed.lightning_internals import jump_to_step, keep_signal_handlers
+from erasure_lightning.distributed.lightning_internals import keep_signal_handlers
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.planning.evaluation_counters import (
-    STUDENT_CALLS,
-    TEACHER_CALLS,
     DenoiserCounter,
     MonitorCounter,
     RepeatedSteps,
@@ -26,9 +25,10 @@ from erasure_lightning.planning.evaluation_counters import (
     shorten_maps,
 )
 from erasure_lightning.planning.fake_models import make_adapters_fake, make_fake
-from erasure_lightning.planning.memory_footprint import MemoryFootprint, footprint_of
+from erasure_lightning.planning.memory_footprint import MemoryFootprint
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.planning.repeated_blocks import RepeatedBlocks
+from erasure_lightning.planning.step_recorder import StepRecorder
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.training.adversary_kinds import InversionAdversary
@@ -37,6 +37,9 @@ from erasure_lightning.training.batch_sampling import sample_batch
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.saliency import SalientErasure
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
+
+#: The most prompts of a step that is run: each is drawn and encoded on its own.
+LARGEST_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -71,84 +74,6 @@ class FitForecast:
     measured: int
 
 
-class _StepRecorder(Callback):
-    """Records peak memory and evaluations of the first and the last steps, and skips the others.
-
-    Args:
-        memory: The tracker that is active during the fit.
-        foreach: Whether the optimizer updates all weights at once, as on the planned device.
-        in_eight_bits: Whether the optimizer's state is planned in 8 bits.
-    """
-
-    def __init__(self, memory: MemoryTracker, foreach: bool, in_eight_bits: bool) -> None:
-        self.memory = memory
-        self.foreach = foreach
-        self.in_eight_bits = in_eight_bits
-        self.kinds = 1  # of step, which take turns
-        self.counters: Sequence[DenoiserCounter] = []
-        self.rollouts: RolloutCounter | None = None
-        self.search: WordSearch | None = None
-        self.monitors: list[MonitorCounter] = []
-        self.prepared = 0
-        self.peaks = {"preparing": 0, "step": 0}
-        self.counts: list[dict[str, int]] = []
-
-    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["foreach"] = self.foreach
-
-    def on_train_batch_start(self, trainer: Trainer, _: Any, batch: Any, batch_idx: int) -> None:
-        peak = self.memory.restart()
-        if batch_idx % trainer.accumulate_grad_batches:  # within a step
-            return
-        if not self.counts:
-            self.peaks["preparing"] = max(self.peaks["preparing"], peak)
-            total = _total(self.counters)
-            self.prepared += total[STUDENT_CALLS] + total[TEACHER_CALLS]
-        for counter in self.counters:
-            counter.counts = Counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.peaks["step"] = max(self.peaks["step"], self.memory.restart())
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
-            return
-        self.counts.append(_total(self.counters))
-        last = cast(Any, trainer).datamodule.training_steps - 1
-        if trainer.global_step > last or len(self.counts) > self.kinds:
-            trainer.should_stop = True
-        jump_to_step(trainer, max(trainer.global_step, last + 1 - self.kinds))
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.held = footprint_of(cast(ErasureModule, pl_module), self.in_eight_bits)
-
-    def sampled(self, steps: int) -> int:
-        """Latents that samplers evaluate in a fit of some steps."""
-        in_run = sum(counter.sampled for counter in self.counters)
-        return in_run + (self.rollouts.later(len(self.counts), steps) if self.rollouts else 0)
-
-    def all_peaks(self) -> dict[str, int]:
-        """Peaks of the run: of steps, of samplers and of monitors."""
-        return self.peaks | {
-            "sampling": max(counter.sampling_peak for counter in self.counters),
-            "monitoring": max((monitor.peak for monitor in self.monitors), default=0),
-        }
-
-    @property
-    def evaluations(self) -> dict[str, dict[str, int]]:
-        """Evaluations of the steps that were run."""
-        other = {"other": self.counts[-2]} if self.kinds > 1 and len(self.counts) > 1 else {}
-        return {"first": self.counts[0], "last": self.counts[-1]} | other
-
-
-def _total(counters: Sequence[DenoiserCounter]) -> dict[str, int]:
-    """Evaluations by all models, also of keys that were not counted."""
-    keys = (STUDENT_CALLS, TEACHER_CALLS, "backwards")
-    return {key: sum(counter.counts[key] for counter in counters) for key in keys}
-
-
 def forecast_fit(
     module: ErasureModule,
     data: PromptData,
@@ -158,6 +83,8 @@ def forecast_fit(
     **trainer: Any,
 ) -> FitForecast:
     """Run the first and the last step of a fit on fake tensors.
+
+    A step of more than `LARGEST_BATCH` prompts is extrapolated from two smaller ones.
 
     Args:
         module: The method; consumed (its weights become fake tensors).
@@ -172,15 +99,53 @@ def forecast_fit(
     Raises:
         ErasureError: If the trainer's arguments allow no step.
     """
+    if data.batch_size <= LARGEST_BATCH:
+        return _forecast(module, data, callbacks, measure, accelerator, trainer)
+    sizes = LARGEST_BATCH // 2, LARGEST_BATCH
+    forecasts = []
+    for size in sizes:
+        module_, data_, callbacks_ = copy.deepcopy((module, data, callbacks))
+        data_.batch_size = size
+        forecasts.append(_forecast(module_, data_, callbacks_, measure, accelerator, trainer))
+    low, high = forecasts
+    return _extrapolated(low, high, Fraction(data.batch_size - sizes[1], sizes[1] - sizes[0]))
+
+
+def _extrapolated(low: FitForecast, high: FitForecast, share: Fraction) -> FitForecast:
+    """The forecast of a larger batch, whose numbers are on a line with those of two smaller ones.
+
+    Args:
+        low: The forecast of the smallest batch.
+        high: The forecast of a larger one.
+        share: The distance of the largest batch to the latter, as a share of that between both.
+    """
+
+    def line(low: Any, high: Any) -> Any:
+        if isinstance(low, dict):
+            return {key: line(low[key], high[key]) for key in low}
+        return high + int((high - low) * share)
+
+    numbers = [field.name for field in fields(FitForecast) if field.name != "held"]
+    return replace(
+        high, **{name: line(getattr(low, name), getattr(high, name)) for name in numbers}
+    )
+
+
+def _forecast(
+    module: ErasureModule,
+    data: PromptData,
+    callbacks: Sequence[Callback],
+    measure: bool,
+    accelerator: str,
+    arguments: dict[str, Any],
+) -> FitForecast:
+    """Run the steps of a fit; arguments as of `forecast_fit`, those of the trainer in a dict."""
     memory = MemoryTracker()
     backbone = make_fake(module, memory)
-    in_eight_bits = getattr(module, "optimizer", "") == "adam8bit"
-    if isinstance(module, GradientErasure):
-        module.optimizer = "adam"  # whose state has the same number of entries
-    # bitsandbytes updates one tensor after the other.
-    recorder = _StepRecorder(memory, accelerator != "cpu" and not in_eight_bits, in_eight_bits)
+    recorder = _recorder(module, memory, accelerator)
+    trainer = _trainer(recorder, callbacks, arguments)
     with memory, RepeatedBlocks(memory).replaced([backbone.denoiser, backbone.text_encoders]):
-        _fit(module, data, recorder, callbacks, trainer)
+        _fit(module, data, recorder, trainer)
         steps = data.training_steps if recorder.held.trained else 1
         sampled = recorder.sampled(steps)
         peaks = recorder.all_peaks()
@@ -201,26 +166,19 @@ def forecast_fit(
     )
 
 
-def _without_freed(peaks: Mapping[str, int], held: MemoryFootprint) -> dict[str, int]:
-    """Peaks without what is smaller, or not on the device, than on fake tensors."""
-    # Phases in which the optimizer's state is allocated.
-    in_eight_bits = ("step", "monitoring", "measuring")
-    offloaded = ("sampling", *in_eight_bits)  # phases without the text encoders
-    freed = {
-        name: held.spared * (name in in_eight_bits) + held.weights.offloaded * (name in offloaded)
-        for name in peaks
-    }
-    return {name: peak - freed[name] if peak else 0 for name, peak in peaks.items()}
+def _recorder(module: ErasureModule, memory: MemoryTracker, accelerator: str) -> StepRecorder:
+    """A recorder for the method's optimizer, in whose place PyTorch's Adam runs."""
+    in_eight_bits = getattr(module, "optimizer", "") == "adam8bit"
+    if isinstance(module, GradientErasure):
+        module.optimizer = "adam"  # whose state has the same number of entries
+    # bitsandbytes updates one tensor after the other.
+    return StepRecorder(memory, accelerator != "cpu" and not in_eight_bits, in_eight_bits)
 
 
-def _fit(
-    module: ErasureModule,
-    data: PromptData,
-    recorder: _StepRecorder,
-    callbacks: Sequence[Callback],
-    arguments: dict[str, Any],
-) -> None:
-    """Run the training, with further arguments of the trainer."""
+def _trainer(
+    recorder: StepRecorder, callbacks: Sequence[Callback], arguments: dict[str, Any]
+) -> Trainer:
+    """A trainer with the retention callbacks, and with the recorder and its monitors."""
     retention = [callback for callback in callbacks if isinstance(callback, RetentionCallback)]
     recorder.monitors = [
         MonitorCounter(callback, recorder.memory)
@@ -240,6 +198,27 @@ def _fit(
         **arguments,
     )
     keep_signal_handlers(trainer)
+    return trainer
+
+
+def _without_freed(peaks: Mapping[str, int], held: MemoryFootprint) -> dict[str, int]:
+    """Peaks without what is smaller, or not on the device, than on fake tensors."""
+    # Phases in which the optimizer's state is allocated.
+    in_eight_bits = ("step", "monitoring", "measuring")
+    offloaded = ("sampling", *in_eight_bits)  # phases without the text encoders
+    freed = {
+        name: held.spared * (name in in_eight_bits) + held.weights.offloaded * (name in offloaded)
+        for name in peaks
+    }
+    return {name: peak - freed[name] if peak else 0 for name, peak in peaks.items()}
+
+
+def _fit(module: ErasureModule, data: PromptData, recorder: StepRecorder, trainer: Trainer) -> None:
+    """Run the training.
+
+    Raises:
+        ErasureError: If no step was run.
+    """
     module.configure_model()
     make_adapters_fake(module, recorder.memory)
     recorder.memory.restart()  # it is loaded on the CPU
@@ -253,7 +232,7 @@ def _fit(
         raise ErasureError("A plan needs at least one step; found --trainer.max_steps 0.")
 
 
-def _shorten_loops(module: GradientErasure, recorder: _StepRecorder) -> None:
+def _shorten_loops(module: GradientErasure, recorder: StepRecorder) -> None:
     """Run few evaluations of every loop between and within steps, and count the others."""
     if isinstance(bank := module.latents, TrajectoryBank):
         recorder.rollouts = RolloutCounter(bank, len(module.concepts), recorder.counters)

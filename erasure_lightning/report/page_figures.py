@@ -137,7 +137,7 @@ def question_figures(
 
 
 def grouped_attacks(runs: Mapping[str, RunRecord]) -> list[dict[str, AttackRecord]]:
-    """Attacks of equal class, arguments and protocol, by the run that each was made on."""
+    """Attacks of equal class, arguments and protocol, by the run that each attacked."""
     groups: list[dict[str, AttackRecord]] = []
     for label, record in runs.items():
         for attack in record.attacks:

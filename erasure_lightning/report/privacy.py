@@ -1,4 +1,4 @@
-"""Removes paths of the machine that a run was made on."""
+"""Removes paths of a run's machine."""
 
 import re
 from collections.abc import Mapping

@@ -225,7 +225,7 @@ def _attacks(run: Run, edit: EditFile | None, notes: list[str]) -> Iterator[Atta
             notes.append(f"{folder} cannot be read and is left out.")
             continue
         if edit and outcome.edit and not edit.sha256.startswith(outcome.edit):
-            notes.append(f"{folder} was made on another edit ({outcome.edit}) and is left out.")
+            notes.append(f"{folder} is an attack on another edit ({outcome.edit}) and is left out.")
             continue
         grid = path.with_name("grid.png")
         yield AttackRecord(outcome, grid if is_readable_image(grid) else None)

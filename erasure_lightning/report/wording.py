@@ -289,7 +289,7 @@ def describe_cost(cost: Mapping[str, float]) -> str:
 
 
 def base_model(record: RunRecord) -> str:
-    """The model that the edit was made on, with the LoRAs that were fused into it first."""
+    """The edit's base model, with the LoRAs that were fused into it first."""
     return base_title(record.metadata) or "unknown"
 
 

@@ -50,7 +50,7 @@ class AdapterEdit(ErasureModule):
         return adapter_parameters(self.backbone)
 
     def description(self) -> dict[str, Any]:
-        """What an edit was made from, with the plan of the adapters to install in a pipeline."""
+        """Metadata of an edit, with the plan of the adapters to install in a pipeline."""
         component = self.backbone.components["denoiser"]
         return super().description() | {"adapters": {component: asdict(self._plan)}}
 
@@ -185,7 +185,7 @@ class PartErasure(AdapterErasure):
         }
 
     def description(self) -> dict[str, Any]:
-        """What an edit was made from, with a plan of adapters where they are apart."""
+        """Metadata of an edit, with a plan of adapters where they are apart."""
         description = super().description()
         if self.rank is None or self._merged:
             del description["adapters"]

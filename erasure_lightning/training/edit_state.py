@@ -70,20 +70,20 @@ def backbone_state(
         raise ErasureError(
             f"{owner} edits {len(names)} parameters as configured; the checkpoint has"
             f" {len(renamed)}. They differ in {len(different)}, {different[0]} first. Use the"
-            " config the checkpoint was made with."
+            " checkpoint's config."
         )
     for name, parameter in parameters.items():
         value = renamed[BACKBONE_PREFIX + name]
         if value.shape != parameter.shape:
             raise ErasureError(
                 f"{name} needs values of shape {tuple(parameter.shape)}; the checkpoint has"
-                f" {tuple(value.shape)}. Use the config and the base model that it was made with."
+                f" {tuple(value.shape)}. Use its config and its base model."
             )
     return renamed
 
 
 def check_base_model(metadata: dict[str, Any], name: str, own: str, rounded: str) -> None:
-    """Check that an edit was made on a base model.
+    """Check the base model of an edit.
 
     Args:
         metadata: Metadata of the edit.
@@ -92,7 +92,7 @@ def check_base_model(metadata: dict[str, Any], name: str, own: str, rounded: str
         rounded: Its fingerprint in bfloat16.
 
     Raises:
-        ErasureError: If it was made on another.
+        ErasureError: If the edit has another.
     """
     base = metadata.get("backbone_fingerprint")
     if base not in (None, own, rounded) and metadata.get("backbone_bfloat16") != own:

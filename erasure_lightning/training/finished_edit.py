@@ -32,7 +32,7 @@ class FinishedEdit(ErasureModule):
         if missing := sorted(self.edited - named.keys()):
             raise ErasureError(
                 f"The {self.kind} needs {len(self.edited)} parameters of {self.backbone.name};"
-                f" found {len(missing)} missing, {missing[0]} first. It was made on another model."
+                f" found {len(missing)} missing, {missing[0]} first. It is of another base model."
             )
         return dict(named[name] for name in named if name in self.edited)
 

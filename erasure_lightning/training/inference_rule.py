@@ -47,7 +47,7 @@ class InferenceRule(ClosedFormErasure):
         return adapter_parameters(self.backbone)
 
     def description(self) -> dict[str, Any]:
-        """What an edit was made from, with the plans of the rules to install in a pipeline."""
+        """Metadata of an edit, with the plans of the rules to install in a pipeline."""
         components = self.backbone.components
         plans = {components[part]: asdict(plan) for part, plan in self._plans.items()}
         return super().description() | {"adapters": plans}

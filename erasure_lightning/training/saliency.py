@@ -131,7 +131,7 @@ class SalientErasure(GradientErasure):
                 parameter.grad.mul_(self.masks[name])
 
     def description(self) -> dict[str, Any]:
-        """What an edit was made from, with the share of the weights that the masks leave free."""
+        """Metadata of an edit, with the share of the weights that the masks leave free."""
         share = 1.0
         if self.masks:
             free = sum(int(mask.sum()) for mask in self.masks.values())

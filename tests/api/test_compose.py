@@ -29,7 +29,7 @@ def edit_of(concept, family=TinyBackbone, method="UCE", **arguments):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two runs and the model that they were made on, as files."""
+    """Two runs and their base model, as files."""
     folder = tmp_path_factory.mktemp("runs")
     TinyBackbone().save(folder / "model")
     for concept in ("cat", "star"):

@@ -591,7 +591,7 @@ def test_another_models_checkpoint_is_refused(tmp_path):
     other = write_original(
         original_tensors(TinyBackbone(seed=1).to_pipeline()), tmp_path / "o.safetensors"
     )
-    with pytest.raises(ErasureError, match="the weights that the edit was made on"):
+    with pytest.raises(ErasureError, match="the weights of the edit's base model"):
         export_edit(edit, tmp_path / "e.safetensors", "checkpoint", checkpoint=other)
     xl = write_original(original_tensors(stock(TinyFlux)), tmp_path / "flux.safetensors")
     with pytest.raises(ErasureError, match="another family, or lacks this component"):

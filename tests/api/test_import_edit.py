@@ -236,7 +236,10 @@ def original(values):
 REFUSED = {
     "missing": (without_one, "8 tensors that .*unified.* found 1 missing"),
     "unknown": (of_compvis, r"found 8 missing .*; 8 unknown \(model.diffusion_model"),
-    "of another shape": (narrow, r"of shape \[\d+, \d+\]; found \[\d+, \d+\]. It was made on"),
+    "of another shape": (
+        narrow,
+        r"of shape \[\d+, \d+\]; found \[\d+, \d+\]. It is of another base model",
+    ),
     "not finite": (not_finite, "needs finite values; found NaN or infinity"),
     "no change": (original, "needs other weights; .* has those of the model itself"),
     "none": (lambda values: {"x": torch.zeros(1)}, r"found 8 missing .*; 1 unknown \(x"),

@@ -196,7 +196,7 @@ def test_a_base_model_that_has_moved_is_named_to_every_command(saved, tmp_path, 
 
 def test_a_base_model_without_a_name_is_to_be_passed(tmp_path):
     erased = erase(TinyBackbone().to_pipeline(), "cat", "UCE", anchor="dog", progress_bar=False)
-    with pytest.raises(ErasureError, match="UCE of cat needs the model .*pass it as pipeline"):
+    with pytest.raises(ErasureError, match="UCE of cat needs its base model.*pass it as pipeline"):
         export_edit(erased.save(tmp_path / "edit.safetensors"), tmp_path / "a.safetensors")
 
 
@@ -207,7 +207,7 @@ def test_an_edit_is_of_the_fused_model(saved, tmp_path):
     fuse_loras(fused, [str(saved / "style.safetensors")])
     assert module.original.fingerprint() == fused.fingerprint() != TinyBackbone().fingerprint()
     plain = diffusers.StableDiffusionPipeline.from_pretrained(saved / "pipeline")
-    with pytest.raises(ErasureError, match="to be the unet it was made on"):
+    with pytest.raises(ErasureError, match="to be the unet of its base model"):
         apply_edit(file, plain)
     plain.load_lora_weights(str(saved / "style.safetensors"))
     plain.fuse_lora()

@@ -236,6 +236,29 @@ class TestSummary:
         assert message.endswith("The first, uce bird seed 0: disk full")
         assert "failed,disk full" in (one_of_two / "table.csv").read_text()
 
+    def test_a_cell_whose_figures_cannot_be_read_has_failed(self, one_of_two, error, folder):
+        """The other cell is summarized."""
+        metrics = finish(folder, "bird") / "metrics.json"
+        metrics.write_bytes(metrics.read_bytes()[:100])
+        message = error("pets.yaml", "--summary")
+        assert "1 of 2 cells failed; run again to retry them. The first, uce bird" in message
+        assert f"{metrics.relative_to(folder)} needs figures" in message
+        assert message.endswith("Delete this file before you run it again.")
+        assert "| uce | 1/2 |" in (one_of_two / "summary.md").read_text()
+        assert "| bird | thing | failed |" in (one_of_two / "summary.md").read_text()
+
+    def test_a_cell_without_a_folder_to_write_into_has_failed(
+        self, one_of_two, error, monkeypatch, capsys
+    ):
+        (one_of_two / "cells" / "uce" / "bird").touch()
+        monkeypatch.setattr(benchmark, "_check_options", lambda *_: None)
+        message = error("pets.yaml")
+        assert message.startswith("1 of 2 cells failed")
+        assert "The first, uce bird seed 0: A run needs a folder" in message
+        assert "| bird | thing | failed |" in (one_of_two / "summary.md").read_text()
+        assert "uce bird seed 0 failed: A run needs a folder" in error("pets.yaml", "--cell", "1")
+        assert "log.txt" not in capsys.readouterr().out  # which was not written
+
     def test_another_suite_in_that_folder_is_refused(self, write_suite, error):
         write_suite(options=TINY["options"] | {"data.seeds": 3})
         message = "They differ in options.data.seeds: 2 and 3 (there and here)."

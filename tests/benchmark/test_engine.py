@@ -58,6 +58,37 @@ def test_a_failing_job_is_reported_and_the_others_run(make_jobs):
     assert results["sage cat seed 0"].status is Status.FINISHED
 
 
+def test_a_job_whose_folder_cannot_be_used_has_failed_and_the_others_run(make_jobs):
+    file, folder, whole = make_jobs(("cat", "dog", "fox"), uce={})
+    file.run.root.parent.mkdir(parents=True)
+    file.run.root.touch()
+    folder.log.mkdir(parents=True)
+    results = {each.job.concept.name: each for each in Engine(1, 1).run([file, folder, whole])}
+    assert results["cat"].status is results["dog"].status is folder.status is Status.FAILED
+    assert "uce/cat/0 (File exists)" in results["cat"].message
+    assert "Is a directory" in results["dog"].message
+    assert results["dog"].message == folder.failure.read_text().strip()
+    assert results["fox"].status is Status.FINISHED
+
+
+def test_a_full_disk_stops_all_jobs(make_jobs):
+    full, other = make_jobs(("cat", "dog"), uce={})
+    full.run.root.mkdir(parents=True)
+    full.log.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        run([full, other])
+    assert not full.failure.exists()
+
+
+def test_a_job_whose_folder_cannot_be_read_has_failed(make_jobs):
+    (job,) = make_jobs(("cat",), uce={})
+    job.out.mkdir()
+    unreadable = replace(job, out=job.out / ("x" * 300))
+    with pytest.raises(OSError, match="too long"):
+        unreadable.next_command()
+    assert unreadable.status is Status.FAILED
+
+
 def test_a_failed_job_is_run_again(make_jobs):
     (job,) = make_jobs(("cat",), uce={"fail": "disk full"})
     run([job])

@@ -1,9 +1,11 @@
 import csv
+import io
 import json
 from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
+from PIL import Image
 from small_suites import outcome, result, suite
 
 from erasure_lightning.benchmark.jobs import list_jobs
@@ -47,7 +49,7 @@ def measured(tmp_path):
 
 @pytest.fixture
 def table(measured):
-    return table_rows(measured)[0]
+    return table_rows(measured, {})[0]
 
 
 @pytest.fixture
@@ -72,9 +74,20 @@ class TestTable:
         names = ("efficacy", "specificity", "harmonic", "attack_P4D", "seconds")
         assert {failed[name] for name in names} == {None}
 
+    def test_a_cell_with_a_file_that_cannot_be_read_has_failed_and_no_figures(self, measured):
+        first, second, third, *_ = measured
+        first.run.metrics.write_bytes(b"\xff")
+        second.outcome(second.suite.attacks[0]).write_text("[]")
+        third.run.cost.write_text("[]")
+        rows = table_rows(measured, {})[0]
+        assert [row["status"] for row in rows[:4]] == ["failed"] * 3 + ["finished"]
+        for row, file in zip(rows, ("metrics.json", "attack.json", "cost.json"), strict=False):
+            assert f"{file} needs " in row["message"]
+            assert {row[name] for name in ("specificity", "attack_P4D", "seconds")} == {None}
+
     def test_csv_parquet_and_protocols_hold_the_same(self, measured, tmp_path):
         parquet = pytest.importorskip("pyarrow.parquet")
-        table, protocols = table_rows(measured)
+        table, protocols = table_rows(measured, {})
         save_table(tmp_path, table, protocols)
         assert parquet.read_table(tmp_path / "table.parquet").to_pylist() == table
         with (tmp_path / "table.csv").open(newline="") as file:
@@ -85,11 +98,11 @@ class TestTable:
         assert saved[read[0]["protocol"]]["steps"] == 2
 
     def test_cells_of_one_concept_measured_differently_are_refused(self, measured):
-        check_protocols(*table_rows(measured))
+        check_protocols(*table_rows(measured, {}))
         result(steps=5).save(measured[2].run.metrics)
         message = "good cat seed 0 and kind cat seed 0 were measured .* in steps: 2 and 5"
         with pytest.raises(ErasureError, match=message):
-            check_protocols(*table_rows(measured))
+            check_protocols(*table_rows(measured, {}))
 
 
 class TestSummary:
@@ -224,6 +237,16 @@ class TestSummaryTables:
         method = replace(summarize(table).methods[0], method="from $5 to $x^{2$")
         plot = plot_pareto(replace(summarize(table), methods=(method,)), "$x^$")
         assert plot.startswith(b"\x89PNG")
+
+    def test_a_plot_is_as_large_as_long_names_and_many_methods_need(self, table):
+        """The axes keep their size; their label was cut."""
+        summary = summarize(table)
+        (short, *_) = summary.methods
+        long = [replace(short, method=f"{number} {'long ' * 12}") for number in range(30)]
+        plots = [plot_pareto(replace(summary, methods=ms), "pets") for ms in ([short], long)]
+        small, large = (Image.open(io.BytesIO(plot)).size for plot in plots)
+        assert large[0] > small[0] + 300
+        assert large[1] > small[1] + 100
 
     def test_the_plot_is_a_png(self, table):
         assert plot_pareto(summarize(table), "pets").startswith(b"\x89PNG")

@@ -402,10 +402,13 @@ def test_based_world_needs_the_parts_it_does_not_share(
         find_world("park")
 
 
-def test_pipeline_is_the_stock_one() -> None:
+def test_pipeline_is_the_stock_one_and_loads_silently(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     world = find_world("emoji-world")
     assert world is not None
     ours = world.load_pipeline()
+    assert capsys.readouterr() == ("", "")
     stock = StableDiffusionPipeline.from_pretrained(world.pipeline, dtype=torch.float32)
     assert type(ours) is type(stock)
     assert ours.components.keys() == stock.components.keys()

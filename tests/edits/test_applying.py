@@ -185,12 +185,12 @@ def test_another_component_of_equal_shapes_is_refused_unless_it_is_transferred(e
     pipeline = load(seed=1)
     before = latents(pipeline)
     words = (
-        "needs StableDiffusionPipeline.unet to be the unet it was made on; found another of equal"
-        " shapes.*transfer"
+        "needs StableDiffusionPipeline.unet to be the unet of its base model; found another of"
+        " equal shapes.*transfer"
     )
     with pytest.raises(ErasureError, match=words):
         apply_edit(edits / "weights", pipeline)
-    with pytest.raises(ErasureError, match="to be the unet it was made on"):
+    with pytest.raises(ErasureError, match="to be the unet of its base model"):
         apply_edit(edits / "spm", pipeline)
     assert torch.equal(latents(pipeline), before)
     assert apply_edit(edits / "weights", pipeline, transfer=True).metadata["transferred"] == [
@@ -212,7 +212,7 @@ def test_a_text_encoder_transfers_to_another_unet(edits, load):
     before = latents(pipeline)
     assert apply_edit(edits / "text", pipeline).metadata["transferred"] == []
     assert differ(latents(pipeline), before)
-    with pytest.raises(ErasureError, match="to be the text_encoder it was made on"):
+    with pytest.raises(ErasureError, match="to be the text_encoder of its base model"):
         apply_edit(edits / "text", load(seed=1))
 
 

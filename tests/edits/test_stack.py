@@ -164,7 +164,7 @@ def test_adapters_beside_weights_in_any_order(method):
 
 
 def test_what_messages_advise_for_adapters_beside_weights_works():
-    """Each was made on the original; the sum of weights is the control."""
+    """Each is an edit of the original; the sum of weights is the control."""
     pipeline = TinyBackbone().to_pipeline()
     plain = weights(pipeline)
     gated = trained(pipeline, "star", SPM, lr=1e-2, warmup=0)

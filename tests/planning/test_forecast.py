@@ -28,6 +28,7 @@ from erasure_lightning.methods.gloce import GLoCE
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.methods.stereo import STEREO
 from erasure_lightning.methods.uce import UCE
+from erasure_lightning.planning import forecast as forecasts
 from erasure_lightning.planning.device_memory import DeviceMemory, memory_advice
 from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.planning.memory_tracker import MemoryTracker
@@ -129,6 +130,15 @@ def test_a_step_has_as_many_batches_as_gradients_are_accumulated(plain):
     assert last["student"] == 3 * plain.evaluations["last"]["student"]
     assert plan.held.state == plain.held.state > 0
     assert plan.peaks["preparing"] == plain.peaks["preparing"]
+
+
+def test_a_large_batch_is_extrapolated_from_smaller_ones(plain, monkeypatch):
+    """Each prompt of a step takes a millisecond to draw and to encode."""
+    monkeypatch.setattr(forecasts, "LARGEST_BATCH", 2)
+    plan = forecast(ESD, train="all")
+    assert plan.peaks == pytest.approx(plain.peaks, rel=0.001)
+    assert replace(plan, peaks=plain.peaks) == plain
+    assert forecast(ESD, batch_size=10**6).evaluations["last"]["student"] == 10**6
 
 
 def heun():

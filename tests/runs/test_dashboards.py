@@ -3,13 +3,14 @@ from socket import gethostname
 from types import SimpleNamespace
 
 import pytest
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from trivial import Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.dashboard import Dashboard
-from erasure_lightning.cli.loggers import check_account
+from erasure_lightning.cli.loggers import check_account, name_loggers, place_loggers
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.csv_log import MetricsFile
@@ -56,6 +57,29 @@ def test_only_the_first_rank_shows_anything(tmp_path):
 def test_each_logger_gets_its_board(tmp_path):
     writers = dashboard_writers([MetricsFile(tmp_path), TensorBoardLogger(tmp_path), Recorder()], 3)
     assert [type(writer) for writer in writers] == [TensorBoardWriter, WandbWriter]
+
+
+@pytest.mark.parametrize(
+    ("options", "job", "variable", "id_"),
+    [
+        ({}, "fit", None, "b-2"),
+        ({"id": "mine"}, "fit", None, "mine"),
+        ({}, "fit", "theirs", None),
+        ({}, "test", None, None),
+        ({"save_dir": "elsewhere"}, "fit", None, None),
+    ],
+    ids=["resumed", "id", "variable", "test", "folder"],
+)
+def test_a_resumed_fit_continues_its_wandb_run(tmp_path, monkeypatch, options, job, variable, id_):
+    if variable:
+        monkeypatch.setenv("WANDB_RUN_ID", variable)
+    options = Namespace({"id": None, "settings": None, "save_dir": None} | options)
+    logger = Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=options)
+    place_loggers(logger, tmp_path)
+    for name in ("run-20260102_000000-a1", "offline-run-20260103_000000-b-2", "artifacts"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    name_loggers(logger, "UCE", ["cat"], job, tmp_path)
+    assert options.get("id") == id_
 
 
 def test_what_wandb_would_refuse_is_cut():
