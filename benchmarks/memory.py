@@ -76,6 +76,7 @@ SMALL = [
 ]
 CHECKPOINTING = ["--model.checkpointing", "true"]
 BFLOAT16 = ["--model.base_dtype", "bfloat16"]
+INT8 = ["--model.base_dtype", "int8"]
 ALL = ["--model.train", "all"]
 CONFIGS = (
     *("all-but-one", "sage", "sdd", "ca", "spm", "mace", "realera", "receler", "advunlearn"),
@@ -125,6 +126,13 @@ def narrow_flux(folder: Path) -> dict[str, list[str]]:
         "ESD, text entry": [*common, "--model.train", "entry"],
         "ESD, joint attention as LoRA": [*common, *lora],
         "ESD, joint attention as LoRA, checkpointing": [*common, *lora, *CHECKPOINTING],
+        "ESD, joint attention as LoRA, 8 bits": [*common, *lora, *INT8],
+        "ESD, joint attention as LoRA, 8 bits, checkpointing": [
+            *common,
+            *lora,
+            *INT8,
+            *CHECKPOINTING,
+        ],
         "ESD, joint attention": common,
     }
 
