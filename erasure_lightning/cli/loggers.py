@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger
@@ -21,41 +20,38 @@ _STAGING = "WANDB_DATA_DIR"
 _MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
 
 
-def place_loggers(loggers: Any, folder: Path) -> None:
-    """Let every logger without a folder of its own write into the run's.
+def set_up_loggers(config: Namespace, command: str, run: Run) -> None:
+    """Let loggers write into the run's folder, and name W&B's runs, where the user has not.
 
     Args:
-        loggers: As configured.
-        folder: The run's.
-    """
-    for logger in _configured(loggers):
-        if logger.init_args.get("save_dir", folder) in (None, "."):
-            logger.init_args["save_dir"] = str(folder)
-
-
-def name_loggers(
-    loggers: Any, method: str, concepts: Sequence[str], job: str, folder: Path
-) -> None:
-    """Name and group the runs of W&B loggers, where the user has not.
-
-    Args:
-        loggers: As configured.
-        method: Class name of the method.
-        concepts: What is erased.
-        job: The command, ``"fit"`` for example.
-        folder: The run's.
+        config: The parsed options; those of its loggers are changed.
+        command: ``fit`` for example.
+        run: The run's folder.
 
     Raises:
-        ErasureError: If W&B's settings are given: they decide what it collects of the machine.
+        ErasureError: If W&B is to be written to online but there is no account; or if its settings
+            are given: they decide what it collects of the machine.
     """
-    for logger in filter(_is_wandb, _configured(loggers)):
+    loggers = config.trainer.logger
+    listed = loggers if isinstance(loggers, list) else [loggers]
+    configured = [logger for logger in listed if isinstance(logger, Namespace)]
+    for logger in configured:
+        if logger.init_args.get("save_dir", "") in (None, "."):
+            logger.init_args["save_dir"] = str(run.root)
+    of_wandb = [one for one in configured if str(one.class_path).endswith(".WandbLogger")]
+    if of_wandb:
+        offline = all(logger.init_args.offline for logger in of_wandb)
+        check_account(offline, "--trainer.logger.offline true")
+    method = config.model.class_path.rsplit(".", 1)[-1]
+    concepts = [concept.name for concept in config.model.init_args.concepts.listed]
+    for logger in of_wandb:
         if logger.init_args.get("settings") is not None:
             raise ErasureError(
                 "The wandb logger needs its own settings, which exclude host, user, folders"
                 " and keys from its records; found others. Use its own options"
                 " (--trainer.logger.project, ...) and variables (WANDB_...)."
             )
-        ours = wandb_arguments(method, concepts, job, Run(folder).name)
+        ours = wandb_arguments(method, concepts, command, run.name)
         ours["project"] = os.environ.get("WANDB_PROJECT") or ours["project"]
         for key, value in ours.items():
             if logger.init_args.get(key) is None:
@@ -90,20 +86,6 @@ def closing(folder: Path, loggers: Callable[[], Sequence[Logger]]) -> Iterator[N
             os.environ.pop(_STAGING)
 
 
-def check_wandb(loggers: Any) -> None:
-    """Raise if a W&B logger is to log online but there is no account.
-
-    Args:
-        loggers: As configured.
-
-    Raises:
-        ErasureError: With the option to log offline.
-    """
-    if ours := list(filter(_is_wandb, _configured(loggers))):
-        offline = all(logger.init_args.offline for logger in ours)
-        check_account(offline, "--trainer.logger.offline true")
-
-
 def check_account(offline: bool, offline_option: str) -> None:
     """Raise if W&B is to be written to online but there is no account.
 
@@ -126,12 +108,3 @@ def check_account(offline: bool, offline_option: str) -> None:
             "The wandb logger needs an API key to log online; found none. Log in with `wandb"
             f" login`, or log offline: {offline_option}, or WANDB_MODE=offline."
         )
-
-
-def _configured(loggers: Any) -> list[Namespace]:
-    listed = loggers if isinstance(loggers, list) else [loggers]
-    return [logger for logger in listed if isinstance(logger, Namespace)]
-
-
-def _is_wandb(logger: Namespace) -> bool:
-    return str(logger.class_path).endswith(".WandbLogger")

@@ -169,17 +169,7 @@ class CommandLine(LightningCLI):
         self.run = folders.choose(self.command, self.config, self.checkpoint)
         if self.command == "predict":
             self.config.trainer.logger = False  # its images are files; a dashboard would be empty
-        loggers.place_loggers(self.config.trainer.logger, self.run.root)
-        loggers.check_wandb(self.config.trainer.logger)
-        loggers.name_loggers(
-            self.config.trainer.logger, *self._title(), self.command, self.run.root
-        )
-
-    def _title(self) -> tuple[str, list[str]]:
-        """Names of the method and of the concepts."""
-        model = self.config.model
-        names = [concept.name for concept in model.init_args.concepts.listed]
-        return model.class_path.rsplit(".", 1)[-1], names
+        loggers.set_up_loggers(self.config, self.command, self.run)
 
     def _checkpoint(self, model: dict[str, Any]) -> Path | None:
         if self.config.ckpt_path is None:
