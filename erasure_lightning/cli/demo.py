@@ -22,14 +22,7 @@ def run_demo(argv: list[str]) -> None:
     # The default handler would leave the folder of generated images behind.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve_demo(
-            options.run,
-            host=options.host,
-            port=options.port,
-            steps=options.steps,
-            backbone=options.backbone,
-            ready=ready,
-        )
+        serve_demo(**vars(options), ready=ready)
     finally:
         signal.signal(signal.SIGTERM, before)
 
