@@ -6,11 +6,7 @@ from erasure_lightning.cli.arguments import Arguments
 
 
 def run_demo(argv: list[str]) -> None:
-    """Serve the page until Ctrl-C or SIGTERM.
-
-    Raises:
-        ErasureError: If Gradio is not installed, the run cannot be read, or the port is taken.
-    """
+    """Serve the page until Ctrl-C or SIGTERM."""
     options = _parser().parse(argv)
     from erasure_lightning.api.demo import serve_demo
 

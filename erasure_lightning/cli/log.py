@@ -52,11 +52,7 @@ class Entry(NamedTuple):
 
 
 def run_log(argv: list[str]) -> None:
-    """Log runs and attacks.
-
-    Raises:
-        ErasureError: If one is missing, or the dashboard cannot be written to.
-    """
+    """Log runs and attacks."""
     options = _parser().parse(argv)
     entries = [entry for path in options.paths for entry in _entries(path)]
     if options.logger == "wandb":
