@@ -37,7 +37,8 @@ def set_up_loggers(config: Namespace, command: str, run: Run) -> None:
     configured = [logger for logger in listed if isinstance(logger, Namespace)]
     for logger in configured:
         if logger.init_args.get("save_dir", "") in (None, "."):
-            logger.init_args["save_dir"] = str(run.root)
+            # Absolute: a session of W&B keeps the working folder in which its process began.
+            logger.init_args["save_dir"] = str(run.root.absolute())
     of_wandb = [one for one in configured if str(one.class_path).endswith(".WandbLogger")]
     if of_wandb:
         offline = all(logger.init_args.offline for logger in of_wandb)
