@@ -28,6 +28,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.methods import METHODS
+from erasure_lightning.runs.logger_session import closing
 from erasure_lightning.runs.redaction import redact_secrets
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import PlainCheckpointIO, locate_checkpoint
@@ -219,7 +220,7 @@ class CommandLine(LightningCLI):
         torch.manual_seed(self.model.seed)
         with (
             running(self.trainer, self.run, self.watchdog, self._prepare),
-            loggers.closing(self.run.root, self._open_loggers),
+            closing(self.run.root, self._open_loggers),
         ):
             {"fit": self._fit, "predict": self._predict}.get(self.command, self._measure)()
 

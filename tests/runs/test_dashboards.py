@@ -9,7 +9,6 @@ from trivial import Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.dashboard import Dashboard
-from erasure_lightning.cli.loggers import check_account
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.csv_log import MetricsFile
@@ -22,6 +21,7 @@ from erasure_lightning.runs.dashboards import (
     wandb_arguments,
 )
 from erasure_lightning.runs.folder import Run
+from erasure_lightning.runs.logger_session import check_account
 
 
 class Recorder(WandbLogger):
