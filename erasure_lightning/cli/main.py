@@ -88,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
         the signal for an interruption, 141 for a closed pipe.
     """
     argv = with_underscores(sys.argv[1:] if argv is None else argv)
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # imported later, they override `silence`
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         _check_encoding(argv)
         _check_paths(argv)

@@ -9,8 +9,10 @@ import warnings
 from io import StringIO
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
+import transformers
 import yaml
 from jsonargparse import Namespace
 from report_runs import description, write_figures
@@ -881,6 +883,15 @@ def test_loggers_write_into_the_run_s_folder_wherever_their_session_began():
     model = Namespace(class_path="UCE", init_args=Namespace(concepts=Concepts((Concept("cat"),))))
     set_up_loggers(Namespace(trainer=Namespace(logger=logger), model=model), "fit", Run(Path("r")))
     assert logger.init_args.save_dir == str(Path("r").absolute())
+
+
+@pytest.mark.parametrize("library", [transformers, diffusers])
+def test_libraries_that_a_command_imports_late_are_quiet_too(library, monkeypatch):
+    variable = f"{library.__name__.upper()}_VERBOSITY"
+    monkeypatch.setenv(variable, "warning")
+    monkeypatch.delenv(variable)
+    assert main(["--version"]) == 0
+    assert library.utils.logging._get_default_logging_level() == logging.ERROR
 
 
 def test_a_reader_who_leaves_gets_no_traceback():
