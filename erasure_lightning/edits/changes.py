@@ -95,20 +95,18 @@ def low_rank(
     whole = lost = 0.0
     for name, change in changes.items():
         difference = change.difference
-        whole += float(difference.square().sum())
+        size = float(difference.square().sum())
+        whole += size
         layer, _, leaf = name.rpartition(".")
-        if name.partition(".")[0] in unread:
+        is_matrix = leaf == "weight" and difference.dim() in (2, 4)
+        if name.partition(".")[0] in unread or not (is_matrix or layer in own):
             left_out.append(name)
-            lost += float(difference.square().sum())
+            lost += size
         elif layer in own:
             factors[layer] = own[layer]
-        elif leaf == "weight" and difference.dim() in (2, 4):
-            if difference.any():
-                factors[layer] = _decomposed(difference, rank, energy or 0.999)
-                lost += float((difference - factors[layer].product()).square().sum())
-        else:
-            left_out.append(name)
-            lost += float(difference.square().sum())
+        elif difference.any():
+            factors[layer] = _decomposed(difference, rank, energy or 0.999)
+            lost += float((difference - factors[layer].product()).square().sum())
     if not factors:
         raise ErasureError(
             f"A LoRA needs changed weights of linear layers or convolutions; found"
