@@ -108,7 +108,7 @@ def import_edit(
 
 def _unused(out: Path) -> Path:
     """The edit's file, which must not exist."""
-    if out.suffix != ".safetensors":
+    if out.suffix != ".safetensors" and not out.is_file():
         Run(out).check_unused(_OUT)
         return Run(out).edit
     if out.exists():

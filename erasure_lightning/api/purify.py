@@ -23,7 +23,7 @@ from erasure_lightning.files.words import unique_names
 from erasure_lightning.files.writing import write_atomically, write_json
 from erasure_lightning.metrics.drift import Drift, drifts
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.runs.folder import require_unused, run_of, unused_folder
+from erasure_lightning.runs.folder import new_folder, run_of
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import locate_checkpoint
 
@@ -99,7 +99,7 @@ def purify_files(
     require("Purification", at_least=1, steps=steps)
     files = image_files([str(path) for path in images])
     path = locate_checkpoint(str(checkpoint), "purify")
-    folder = _folder(run_dir, path)
+    folder = new_folder(run_dir, run_of(path).root / "purify")
     module = load_edited(path, backbone).to(default_device())
     settings = _Settings(prompt, _steps(steps, module.unedited), guidance)
     warn_of_cut(module.unedited, [prompt], "prompts")
@@ -118,13 +118,6 @@ def _steps(steps: int | None, backbone: Backbone) -> int:
     steps = steps or (backbone.world.steps if backbone.world else DEFAULT_STEPS)
     backbone.sampler(steps)  # refuses more steps than the model has times, before images are read
     return steps
-
-
-def _folder(run_dir: Path | None, checkpoint: Path) -> Path:
-    if run_dir is None:
-        return unused_folder(run_of(checkpoint).root / "purify")
-    require_unused(run_dir)
-    return run_dir
 
 
 def _purifications(

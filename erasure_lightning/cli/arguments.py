@@ -99,11 +99,7 @@ class Arguments(argparse.ArgumentParser):
         return self.parse_args(argv)
 
     def error(self, message: str) -> NoReturn:
-        """Raise an error of argparse in the wording of runs.
-
-        Raises:
-            ErasureError: Always.
-        """
+        """Raise an error of argparse in the wording of runs."""
         if missing := re.fullmatch("the following arguments are required: (.+)", message):
             raise ErasureError(f"{self.prog} needs {missing[1]} (see {self.prog} --help).")
         if unknown := re.fullmatch("unrecognized arguments: (.+)", message):

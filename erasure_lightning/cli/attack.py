@@ -34,11 +34,7 @@ _ROWS = {
 
 
 def run_attack(argv: list[str]) -> None:
-    """Attack an edit and print the share of images that show the concept.
-
-    Raises:
-        ErasureError: If the edit or the attack is missing, or a file would be overwritten.
-    """
+    """Attack an edit and print the share of images that show the concept."""
     silence()
     format_warnings()
     parser = _parser()

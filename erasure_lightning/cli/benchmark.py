@@ -42,7 +42,6 @@ def run_benchmark(argv: list[str]) -> None:
     """Run, list, check or summarize a suite.
 
     Raises:
-        ErasureError: If the suite is wrong, its folder holds another one, or cells failed.
         KeyboardInterrupt: For a signal, once all children have ended.
     """
     options = _parser().parse(argv)
@@ -203,11 +202,7 @@ def _interruptible(suite: str, out: Path) -> Iterator[None]:
 
 
 def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
-    """Raise for a concept, a method or an attack that `erasure fit` or `attack` would refuse.
-
-    Raises:
-        ErasureError: With the concept, the method, or the attack.
-    """
+    """Raise for a concept, a method or an attack that `erasure fit` or `attack` would refuse."""
     from erasure_lightning.attacks.target import require_scorer
     from erasure_lightning.cli.attack import parsed_attack
     from erasure_lightning.cli.fit import check_fit

@@ -19,7 +19,7 @@ from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import naming
 from erasure_lightning.files.writing import write_atomically
-from erasure_lightning.runs.folder import require_unused, unused_folder
+from erasure_lightning.runs.folder import new_folder
 from erasure_lightning.training.backbone_checks import check_backbone
 from erasure_lightning.training.calibration import Calibration, calibrate
 from erasure_lightning.training.calibration_plot import plot_calibration
@@ -29,11 +29,7 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def run_calibrate(argv: list[str]) -> None:
-    """Measure a concept's neighbourhood, print the bounds, and plot it.
-
-    Raises:
-        ErasureError: If no word is associated with the concept, or a file would be overwritten.
-    """
+    """Measure a concept's neighbourhood, print the bounds, and plot it."""
     options = _parser().parse(argv)
     silence()
     backbone = load_backbone(options.backbone).to(default_device())
@@ -41,7 +37,8 @@ def run_calibrate(argv: list[str]) -> None:
     check_backbone(backbone, [concept], needs=(), owner="erasure calibrate")
     associated = options.associated or _shipped_domain(options.concept)
     concept = replace(concept, domain=associated)
-    folder = _folder(options.run_dir, concept)
+    default = Path(f"calibration-{concept.name.replace(' ', '-')}")
+    folder = new_folder(options.run_dir, default)
     calibration = calibrate(backbone, concept, options.synonyms, options.unrelated, options.states)
     plot = plot_calibration(calibration, concept.name, backbone.name, options.states)
     config = _config(calibration)
@@ -99,13 +96,6 @@ def _shipped_domain(name: str) -> list[str]:
         f"calibrate needs words that call {name!r} without naming it, and no shipped file of"
         " concepts has them; give --associated A,B."
     )
-
-
-def _folder(run_dir: Path | None, concept: Concept) -> Path:
-    if run_dir is None:
-        return unused_folder(Path(f"calibration-{concept.name.replace(' ', '-')}"))
-    require_unused(run_dir)
-    return run_dir
 
 
 def _table(calibration: Calibration) -> Table:

@@ -96,10 +96,6 @@ def fit_parts(options: Options, file: str) -> None:
         except Interrupted:
             print("The same command as before resumes all parts.", flush=True)
             raise
-    if parts[0].config["trainer"]["fast_dev_run"]:
-        return
-    grid = f", before and after in {root.grid}" if root.grid.exists() else ""
-    print(f"Erased; the edit is in {root.root}{grid}.")
 
 
 def _fit_and_add(parts: Sequence[_Part], root: Run, others: Sequence[Option]) -> None:
@@ -112,6 +108,8 @@ def _fit_and_add(parts: Sequence[_Part], root: Run, others: Sequence[Option]) ->
     _add(root, runs, _measurement(others, parts[0]))
     if parts[0].config["measure"]:
         _measure(root, others)
+    grid = f", before and after in {root.grid}" if root.grid.exists() else ""
+    print(f"Erased; the edit is in {root.root}{grid}.")
 
 
 def parsed_parts(options: Options, file: str, scratch: Path) -> list[_Part]:

@@ -85,7 +85,9 @@ def find_config(name: str, *within: str) -> Path:
     if os.path.isfile(path):  # unlike Path.is_file no error where a name is too long
         return path
     if os.path.isdir(path):
-        raise ErasureError(f"A config needs a YAML file; found the folder {name}.{_of_run(path)}")
+        own = path / "config.yaml"
+        hint = f" Did you mean {own}?" if own.is_file() else ""
+        raise ErasureError(f"A config needs a YAML file; found the folder {name}.{hint}")
     family = str(path.parent) if str(path.parent) in RECIPES else ""
     shipped = {
         str(Path(family, file)): config
@@ -115,12 +117,6 @@ def _of_another_command(path: Path) -> str:
     )
     use = next(uses, "")
     return f" The shipped file of that name is read by `{use} {path.stem}`." if use else ""
-
-
-def _of_run(folder: Path) -> str:
-    """A sentence that names the config of a run's folder; empty where it holds none."""
-    config = folder / "config.yaml"
-    return f" Did you mean {config}?" if config.is_file() else ""
 
 
 def config_content(name: str, *within: str) -> dict[str, Any]:

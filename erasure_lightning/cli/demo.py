@@ -6,11 +6,7 @@ from erasure_lightning.cli.arguments import Arguments
 
 
 def run_demo(argv: list[str]) -> None:
-    """Serve the page until Ctrl-C or SIGTERM.
-
-    Raises:
-        ErasureError: If Gradio is not installed, the run cannot be read, or the port is taken.
-    """
+    """Serve the page until Ctrl-C or SIGTERM."""
     options = _parser().parse(argv)
     from erasure_lightning.api.demo import serve_demo
 
@@ -22,14 +18,7 @@ def run_demo(argv: list[str]) -> None:
     # The default handler would leave the folder of generated images behind.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve_demo(
-            options.run,
-            host=options.host,
-            port=options.port,
-            steps=options.steps,
-            backbone=options.backbone,
-            ready=ready,
-        )
+        serve_demo(**vars(options), ready=ready)
     finally:
         signal.signal(signal.SIGTERM, before)
 

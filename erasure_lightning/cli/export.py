@@ -9,54 +9,22 @@ from erasure_lightning.edits.export_format import export_formats
 #: Help of ``--checkpoint``, which `erasure push` has too.
 CHECKPOINT_HELP = "Your single file, into a copy of which the edit is written (--to checkpoint)."
 
-#: Options with a default: name, default, help.
-_CHOICES = (
-    (
-        "dtype",
-        "float32",
-        "Of lora, kohya-lora, diff and formats of other packages: float32, float16, bfloat16.",
-    ),
-    (
-        "layout",
-        "diffusers",
-        "Of component: diffusers, a folder each; original, a file each with the authors' names, as"
-        " ComfyUI reads it.",
-    ),
-)
-
 #: Share of a change from which another format is named.
 _LOSS = 0.01
 
 
 def run_export(argv: list[str]) -> None:
-    """Write the file or folder, and print what a low-rank format loses.
-
-    Raises:
-        ErasureError: If the edit cannot be read or the format cannot hold it, or something exists
-            at the path.
-    """
-    options = _parser().parse(argv)
+    """Write the file or folder, and print what a low-rank format loses."""
+    options = vars(_parser().parse(argv))
+    run, backbone, out, to = map(options.pop, ("run", "backbone", "out", "to"))
     silence()
     from erasure_lightning.api.base_model import load_base_model
     from erasure_lightning.api.export import export_edit
     from erasure_lightning.edits.applied import load_edit
 
-    edit = load_edit(options.run)
-    pipeline = None
-    if options.backbone:
-        pipeline = load_base_model(edit.metadata, options.backbone).to_pipeline()
-    exported = export_edit(
-        edit,
-        options.out,
-        options.to,
-        pipeline=pipeline,
-        checkpoint=options.checkpoint,
-        rank=options.rank,
-        energy=options.energy,
-        dtype=options.dtype,
-        layout=options.layout,
-        images=options.images,
-    )
+    edit = load_edit(run)
+    pipeline = load_base_model(edit.metadata, backbone).to_pipeline() if backbone else None
+    exported = export_edit(edit, out, to, pipeline=pipeline, **options)
     if exported.ranks:
         least, greatest = exported.ranks
         span = f"Rank {least}" if least == greatest else f"Ranks {least} to {greatest}"
@@ -91,7 +59,13 @@ def _parser() -> Arguments:
     )
     images = "Generate N images with the edit and with its low-rank factors, and compare them."
     parser.add_argument("--images", type=int, default=0, metavar="N", help=images)
-    for name, default, text in _CHOICES:
-        parser.add_argument(f"--{name}", default=default, help=text)
+    parser.add_options(
+        str,
+        dtype="Of lora, kohya-lora, diff and formats of other packages: float32, float16,"
+        " bfloat16.",
+        layout="Of component: diffusers, a folder each; original, a file each with the authors'"
+        " names, as ComfyUI reads it.",
+    )
+    parser.set_defaults(dtype="float32", layout="diffusers")
     parser.add_backbone()
     return parser

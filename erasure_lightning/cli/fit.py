@@ -9,13 +9,9 @@ from erasure_lightning.cli.options import Options
 
 
 def run_fit(argv: list[str]) -> None:
-    """Run ``erasure fit``.
-
-    Args:
-        argv: Its arguments.
+    """Fit one method, or each part of a config with parts.
 
     Raises:
-        ErasureError: For errors that the user can correct.
         Interrupted: If a signal came.
     """
     silence()

@@ -10,8 +10,8 @@ from unittest.mock import patch
 _UNUSED = frozenset({"matplotlib", "scipy"})
 
 
-def run_light_plan(argv: list[str]) -> int:
-    """`plan.run_plan`; in a fresh process after its imports, which take as long as the plan."""
+def run_plan(argv: list[str]) -> int:
+    """`plan.print_plan`; in a fresh process after its imports, which take as long as the plan."""
     if "lightning" not in sys.modules:
         gc.disable()  # a fifth of the imports' time, without garbage
         _import_torchmetrics()
@@ -20,9 +20,9 @@ def run_light_plan(argv: list[str]) -> int:
         import_module("erasure_lightning.cli.plan")
         gc.freeze()
         gc.enable()
-    from erasure_lightning.cli.plan import run_plan
+    from erasure_lightning.cli.plan import print_plan
 
-    return run_plan(argv)
+    return print_plan(argv)
 
 
 def _import_torchmetrics() -> None:

@@ -52,26 +52,16 @@ COMMANDS = {
     "new-method": "write a working method, to be rewritten into your own",
 }
 
-#: Commands with a parser of their own, and where; all others are runs of Lightning.
-_OWN = {
-    "plan": "light_plan:run_light_plan",
-    "calibrate": "calibrate:run_calibrate",
-    "import": "import_edit:run_import",
-    "convert-config": "convert_config:run_convert_config",
-    "purify": "purify:run_purify",
-    "attack": "attack:run_attack",
-    "export": "export:run_export",
-    "benchmark": "benchmark:run_benchmark",
-    "score": "score:run_score",
-    "log": "log:run_log",
-    "compare": "list_commands:run_compare",
-    "compose": "compose:run_compose",
-    "report": "report:run_report",
-    "push": "push:run_push",
-    "demo": "demo:run_demo",
-    "methods": "list_commands:run_methods",
-    "attacks": "list_commands:run_attacks",
-    "new-method": "new_method:run_new_method",
+#: Runs of Lightning, whose ranks meet the same mistakes.
+_RUNS = {"fit", "test", "validate", "predict"}
+
+#: Modules of commands that are not called as the command is; each holds ``run_COMMAND``.
+_MODULES = {
+    "plan": "light_plan",
+    "import": "import_edit",
+    "compare": "list_commands",
+    "methods": "list_commands",
+    "attacks": "list_commands",
 }
 
 USAGE = """usage: erasure COMMAND [options]
@@ -98,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
         the signal for an interruption, 141 for a closed pipe.
     """
     argv = with_underscores(sys.argv[1:] if argv is None else argv)
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # imported later, they override `silence`
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         _check_encoding(argv)
         _check_paths(argv)
@@ -113,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         # Ranks of one run meet the same mistakes; of an error that one rank alone met, the first
         # may have printed what that rank sent it.
-        front = error_prefix(together="".join(argv[:1]) not in _OWN)
+        front = error_prefix(together="".join(argv[:1]) not in COMMANDS.keys() - _RUNS)
         if front is not None and not getattr(error, "reported", False):
             print(f"{front}erasure: {' '.join(message.split())}", file=sys.stderr)
         return code
@@ -175,17 +167,14 @@ def _dispatch(argv: list[str]) -> int:
         from importlib.metadata import version  # costs as much as the rest of --help
 
         print(f"erasure-lightning {version('erasure-lightning')}")
-    elif command in _OWN:
-        module, _, function = _OWN[command].partition(":")
-        return getattr(import_module(f"erasure_lightning.cli.{module}"), function)(argv[1:]) or 0
-    elif command == "fit":
-        from erasure_lightning.cli.fit import run_fit
-
-        run_fit(argv[1:])
-    elif command in COMMANDS:
+    elif command in _RUNS - {"fit"}:
         from erasure_lightning.cli.run import run
 
         run(command, argv[1:])
+    elif command in COMMANDS:
+        name = command.replace("-", "_")
+        module = import_module(f"erasure_lightning.cli.{_MODULES.get(command, name)}")
+        return getattr(module, f"run_{name}")(argv[1:]) or 0
     else:
         from erasure_lightning.files.words import did_you_mean
 

@@ -45,7 +45,7 @@ _TRAINER_ARGUMENTS = (
 )
 
 
-def run_plan(argv: list[str]) -> int:
+def print_plan(argv: list[str]) -> int:
     """Print what a fit needs, and whether it fits.
 
     Returns:

@@ -13,11 +13,7 @@ from erasure_lightning.metrics.drift import Drift
 
 
 def run_purify(argv: list[str]) -> None:
-    """Purify images and print their changes.
-
-    Raises:
-        ErasureError: If an image or the edit cannot be read, or a file would be overwritten.
-    """
+    """Purify images and print their changes."""
     options = _parser().parse(argv)
     silence()
     folder, drifts = purify_files(**vars(options))

@@ -28,6 +28,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.methods import METHODS
+from erasure_lightning.runs.logger_session import closing
 from erasure_lightning.runs.redaction import redact_secrets
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import PlainCheckpointIO, locate_checkpoint
@@ -169,17 +170,7 @@ class CommandLine(LightningCLI):
         self.run = folders.choose(self.command, self.config, self.checkpoint)
         if self.command == "predict":
             self.config.trainer.logger = False  # its images are files; a dashboard would be empty
-        loggers.place_loggers(self.config.trainer.logger, self.run.root)
-        loggers.check_wandb(self.config.trainer.logger)
-        loggers.name_loggers(
-            self.config.trainer.logger, *self._title(), self.command, self.run.root
-        )
-
-    def _title(self) -> tuple[str, list[str]]:
-        """Names of the method and of the concepts."""
-        model = self.config.model
-        names = [concept.name for concept in model.init_args.concepts.listed]
-        return model.class_path.rsplit(".", 1)[-1], names
+        loggers.set_up_loggers(self.config, self.command, self.run)
 
     def _checkpoint(self, model: dict[str, Any]) -> Path | None:
         if self.config.ckpt_path is None:
@@ -229,7 +220,7 @@ class CommandLine(LightningCLI):
         torch.manual_seed(self.model.seed)
         with (
             running(self.trainer, self.run, self.watchdog, self._prepare),
-            loggers.closing(self.run.root, self._open_loggers),
+            closing(self.run.root, self._open_loggers),
         ):
             {"fit": self._fit, "predict": self._predict}.get(self.command, self._measure)()
 

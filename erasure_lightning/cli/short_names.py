@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -212,46 +211,45 @@ def full_words(options: Iterable[Option]) -> list[str]:
     Raises:
         ErasureError: If a method, an attack, a config or a file of concepts cannot be found.
     """
-    return [word for option in options for word in _in_full(option).words()]
-
-
-def _in_full(option: Option) -> Option:
-    if not option.name or option.value is None:
-        return option
-    return option._replace(value=_value(option.name, option.value))
+    words: list[str] = []
+    for option in options:
+        if option.name and option.value is not None:
+            option = option._replace(value=_value(option.name, option.value))
+        words += option.words()
+    return words
 
 
 def _value(option: str, word: str) -> str:
     if option in CONFIG_OPTIONS:
         return str(find_config(word))
     keys = option.removesuffix("+").lstrip("-").split(".")
-    if keys[-1] == "concepts" and option.endswith("+"):
+    while keys[-1] in ("class_path", "help") and len(keys) > 1:
+        keys.pop()
+    key = keys[-1]
+    if key == "concepts" and option.endswith("+"):
         raise ErasureError(
             f"{option} is not known: give all concepts as one --model.concepts, a list or a file."
         )
-    while keys[-1] in ("class_path", "help") and len(keys) > 1:
-        keys.pop()
-    if keys[-1] == "concepts" and word.startswith(("{", "[")):
-        _check_list(word)
-    if keys[-1] in ("callbacks", "logger") and word.startswith(("{", "[")):
-        with suppress(yaml.YAMLError):  # which the parser reports
-            word = json.dumps(with_full_names(load_yaml(word), keys[-1]), default=str)
-    if (
-        word.startswith(("{", "["))
-        or keys[-1] not in _BY_OPTION
-        or (keys[-1] in ("model", "attack") and len(keys) > 1)
-    ):
+    if word.startswith(("{", "[")):
+        return _literal(key, word)
+    if key not in _BY_OPTION or (key in ("model", "attack") and len(keys) > 1):
         return word
-    full = _BY_OPTION[keys[-1]](word)
+    full = _BY_OPTION[key](word)
     return full if isinstance(full, str) else json.dumps(full, ensure_ascii=False)
 
 
-def _check_list(word: str) -> None:
+def _literal(key: str, word: str) -> str:
+    """A value in YAML; those of callbacks and loggers with all short names in full."""
+    if key not in ("concepts", "callbacks", "logger"):
+        return word
     try:
-        with_full_names(load_yaml(word), "concepts")
+        full = with_full_names(load_yaml(word), key)
     except yaml.YAMLError as error:
+        if key != "concepts":
+            return word  # the parser reports it
         problem = getattr(error, "problem", None) or error
         raise ErasureError(
             "--model.concepts needs a file or a list like '[{name: cigarette}]';"
             f" {word!r} is no valid YAML ({problem})."
         ) from error
+    return word if key == "concepts" else json.dumps(full, default=str)

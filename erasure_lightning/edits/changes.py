@@ -99,7 +99,7 @@ def low_rank(
         whole += size
         layer, _, leaf = name.rpartition(".")
         is_matrix = leaf == "weight" and difference.dim() in (2, 4)
-        if name.partition(".")[0] in unread or not (layer in own or is_matrix):
+        if name.partition(".")[0] in unread or not (is_matrix or layer in own):
             left_out.append(name)
             lost += size
         elif layer in own:

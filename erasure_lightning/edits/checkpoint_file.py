@@ -4,10 +4,9 @@ The file is copied, and the bytes of edited tensors are replaced where they lie:
 precisions and all other tensors stay as they are.
 """
 
-import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +23,7 @@ from erasure_lightning.edits.original_names import (
 )
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.safetensors_file import require_safetensors, stored_tensors
-from erasure_lightning.files.writing import temporary_path
+from erasure_lightning.files.writing import replacing
 
 #: Prefixes of a transformer's tensors.
 _TRANSFORMER = ("model.diffusion_model.", "", "transformer.")
@@ -85,24 +84,12 @@ def write_checkpoint(
     require_safetensors("checkpoint", source)
     header, start = stored_tensors(source)
     places = _places(changes, header, modules, source)
-    temporary = temporary_path(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with safe_open(source, framework="pt") as tensors, replacing(target) as temporary:
         shutil.copyfile(source, temporary)
-        with safe_open(source, framework="pt") as tensors, temporary.open("r+b") as file:
+        with temporary.open("r+b") as file:
             for key, content in _edited(changes, beneath, places, tensors, source).items():
                 file.seek(start + header[key]["data_offsets"][0])
                 file.write(content.contiguous().view(torch.uint8).numpy().tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        raise ErasureError(
-            f"Could not write {target}: {error.strerror}. What was there before is untouched."
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _edited(
@@ -191,7 +178,7 @@ def _transformer_place(
     key = next((name for name in names if name in header), None)
     if rows is None or key is None:
         return None
-    return OriginalRows(key, rows.start, rows.length, rows.swapped)
+    return replace(rows, name=key)
 
 
 def _unet_names(header: Mapping[str, Any], module: nn.Module) -> dict[str, str]:

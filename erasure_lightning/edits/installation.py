@@ -76,11 +76,7 @@ def holds_edit(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipel
 def require_installable(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any
 ) -> None:
-    """Raises unless an edit that a pipeline holds could be installed again once it is removed.
-
-    Raises:
-        ErasureError: With the first obstacle and its remedy.
-    """
+    """Raises unless an edit that a pipeline holds could be installed again once it is removed."""
     for change in _changes(tensors, metadata, pipeline):
         change.component.require_writable(adapters=change.plan is not None)
 

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,18 @@ SAMPLES_COLUMNS = ("prompt", "group", "seed", "before", "after")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes under a temporary name, syncs and renames: the old content survives any failure.
+    """Writes a file by `replacing`.
+
+    Raises:
+        ErasureError: If the folder cannot be written to or the disk is full.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write under, synced and renamed: old content survives any failure.
 
     Raises:
         ErasureError: If the folder cannot be written to or the disk is full.
@@ -32,9 +43,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:

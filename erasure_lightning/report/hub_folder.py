@@ -169,11 +169,12 @@ def _unreachable(repository: str, error: Exception) -> ErasureError:
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raise if a folder to push exists.
-
-    Raises:
-        ErasureError: If it does.
-    """
+    """Raise if a folder to push exists."""
+    if folder.is_file():
+        raise ErasureError(
+            f"erasure push needs a folder to write into; found the file {folder}. Choose another"
+            " --run_dir."
+        )
     if folder.exists():
         raise ErasureError(
             f"{folder} exists already, and is not overwritten: its card may have been edited."

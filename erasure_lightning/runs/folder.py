@@ -204,6 +204,18 @@ def require_unused(folder: Path, option: str = "--run_dir") -> None:
         )
 
 
+def new_folder(chosen: Path | None, default: Path) -> Path:
+    """The folder of new results: the chosen one, which must have none, else an unused default one.
+
+    Raises:
+        ErasureError: If the chosen one has results.
+    """
+    if chosen is None:
+        return unused_folder(default)
+    require_unused(chosen)
+    return chosen
+
+
 def unused_folder(folder: Path) -> Path:
     """The first of ``folder``, ``folder-2``, ... that has no results."""
     number = 1

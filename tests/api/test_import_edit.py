@@ -291,6 +291,7 @@ def test_other_mistakes(base, tmp_path):
         ),
         "give them as concepts": (file, "uce", base, "out"),
         "x.safetensors exists already, and is not": (file, "uce", base, file, ["cat"]),
+        "speed.pt exists already, and is not": (file, "uce", base, pickle, ["cat"]),
         "needs one of esd, uce, .* as layout .*--as": (file, "sage", base, "out", ["cat"]),
         "needs to be the folder of a pipeline": (file, "mace", base, "out", ["cat"]),
     }.items():

@@ -9,9 +9,12 @@ import warnings
 from io import StringIO
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
+import transformers
 import yaml
+from jsonargparse import Namespace
 from report_runs import description, write_figures
 from rich.console import Console
 from trivial import TINY, method_options
@@ -20,9 +23,11 @@ from erasure_lightning import errors
 from erasure_lightning.__main__ import main
 from erasure_lightning.api.quiet import quiet
 from erasure_lightning.cli.configs import dump_yaml, load_yaml
+from erasure_lightning.cli.loggers import set_up_loggers
 from erasure_lightning.cli.main import COMMANDS
 from erasure_lightning.cli.options import Option, Options
 from erasure_lightning.cli.short_names import full_words
+from erasure_lightning.concepts.concept import Concept, Concepts
 from erasure_lightning.edits.edit import read_edit, write_edit
 from erasure_lightning.runs.folder import Run
 
@@ -870,6 +875,23 @@ def test_wandb_offline_needs_no_account(folder, monkeypatch):
     ]
     assert main(["fit", *TINY, *argv]) == 0
     assert list(folder.glob("r/wandb/offline-run-*"))
+
+
+def test_loggers_write_into_the_run_s_folder_wherever_their_session_began():
+    """W&B's has the working folder of the process's first run."""
+    logger = Namespace(class_path="TensorBoardLogger", init_args=Namespace(save_dir="."))
+    model = Namespace(class_path="UCE", init_args=Namespace(concepts=Concepts((Concept("cat"),))))
+    set_up_loggers(Namespace(trainer=Namespace(logger=logger), model=model), "fit", Run(Path("r")))
+    assert logger.init_args.save_dir == str(Path("r").absolute())
+
+
+@pytest.mark.parametrize("library", [transformers, diffusers])
+def test_libraries_that_a_command_imports_late_are_quiet_too(library, monkeypatch):
+    variable = f"{library.__name__.upper()}_VERBOSITY"
+    monkeypatch.setenv(variable, "warning")
+    monkeypatch.delenv(variable)
+    assert main(["--version"]) == 0
+    assert library.utils.logging._get_default_logging_level() == logging.ERROR
 
 
 def test_a_reader_who_leaves_gets_no_traceback():

@@ -206,6 +206,7 @@ def test_an_existing_folder_and_a_run_without_edit_are_refused(run, capsys, tmp_
     before = (run / "hub" / "README.md").read_bytes()
     assert "exists already" in error(capsys, run, "a/b")
     assert "hub exists already" in error(capsys, run, "a/b", "--to", "lora")
+    assert "found the file" in error(capsys, run, "a/b", "--run_dir", run / "edit.safetensors")
     assert "uploaded as it is" in error(capsys, run, "a/b", "--upload", "--no_gallery")
     assert (run / "hub" / "README.md").read_bytes() == before
     assert "No run at" in error(capsys, tmp_path / "none", "a/b")

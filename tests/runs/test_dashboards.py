@@ -10,8 +10,8 @@ from trivial import Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.dashboard import Dashboard
-from erasure_lightning.cli.loggers import check_account, name_loggers, place_loggers
-from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.cli.loggers import set_up_loggers
+from erasure_lightning.concepts.concept import Concept, Concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.csv_log import MetricsFile
 from erasure_lightning.runs.dashboard_content import show_samples
@@ -23,6 +23,7 @@ from erasure_lightning.runs.dashboards import (
     wandb_arguments,
 )
 from erasure_lightning.runs.folder import Run
+from erasure_lightning.runs.logger_session import check_account
 
 
 class Recorder(WandbLogger):
@@ -73,12 +74,18 @@ def test_each_logger_gets_its_board(tmp_path):
 def test_a_resumed_fit_continues_its_wandb_run(tmp_path, monkeypatch, options, job, variable, id_):
     if variable:
         monkeypatch.setenv("WANDB_RUN_ID", variable)
-    options = Namespace({"id": None, "settings": None, "save_dir": None} | options)
+    defaults = {"id": None, "settings": None, "save_dir": None, "offline": True}
+    options = Namespace(defaults | options)
     logger = Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=options)
-    place_loggers(logger, tmp_path)
+    config = Namespace(
+        trainer=Namespace(logger=logger),
+        model=Namespace(
+            class_path="UCE", init_args=Namespace(concepts=Concepts((Concept("cat"),)))
+        ),
+    )
     for name in ("run-20260102_000000-a1", "offline-run-20260103_000000-b-2", "artifacts"):
         (tmp_path / "wandb" / name).mkdir(parents=True)
-    name_loggers(logger, "UCE", ["cat"], job, tmp_path)
+    set_up_loggers(config, job, Run(tmp_path))
     assert options.get("id") == id_
 
 
