@@ -254,14 +254,14 @@ class AttackTarget:
     def margin(self, case: AttackCase, images: Tensor) -> Tensor:
         """Margin of images' cosine to the case's concept over that to all else, ``(B,)``.
 
-        Above 0 an image shows the concept.
+        Above 0 an image shows the concept; a style on any thing, as words need not name the case's.
 
         Args:
             case: The concept.
             images: Images ``(B, 3, H, W)`` in 0..1.
         """
         classifier = self._classifiers[case.concept.name]
-        candidates = classifier.candidates("efficacy", case.thing)
+        candidates = classifier.styles if case.thing else classifier.candidates("efficacy", "")
         cosines = self.scorer.images(images) @ candidates.labels.T
         concept = cosines[:, candidates.right].amax(dim=1)
         return concept - cosines[:, ~candidates.right].amax(dim=1)

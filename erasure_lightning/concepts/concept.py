@@ -229,6 +229,11 @@ class PromptBatch(NamedTuple):
         return [fill_template(t, a) for t, a in zip(self.templates, self.anchors, strict=True)]
 
     @property
+    def wordless_prompts(self) -> list[Phrase]:
+        """The sentences with an empty place: a style's are about the thing in no style."""
+        return [fill_template(template, "") for template in self.templates]
+
+    @property
     def anchor_or_empty_prompts(self) -> list[Phrase]:
         """`anchor_prompts`, with the empty prompt where a concept has no anchor."""
         pairs = zip(self.anchor_prompts, self.anchors, strict=True)

@@ -13,6 +13,11 @@ the noise that its prediction implies), all at ``(x_t, t)`` and of the frozen or
 * robustly erase once, from the original's weights: ``mse( eps(w_k), eps*(0) + a P_anchor - b mean_j
   P_(w_j) )`` with a random ``w_k`` of all the words in each row.
 
+Of styles ``eps*(0)`` is the original's prediction for the sentence without the style's words
+(derived; the official code guides away from words alone, without a sentence). A sentence in a style
+names a thing, which the anchor's sentence names too: from the unconditional prediction ``P_anchor``
+and ``P_(w_j)`` cancel it, and the target is a prediction of no thing, in any style.
+
 The official code computes something else (derived from it):
 
 * its projection is called with the parallel part's weight at 1, at which ``P`` is the whole
@@ -36,7 +41,8 @@ be more than ``rounds`` times as many.
 
 Cost: of a step of the search 1 forward of the original and 1 forward and backward, of a word
 ``attack_steps`` forwards and backwards, of a last step ``rounds`` forwards of the original and 1
-forward and backward; besides, the bank's.
+forward and backward; of a style 1 forward of the original more where no bank has stored it;
+besides, the bank's.
 """
 
 from typing import Any
@@ -191,16 +197,18 @@ class STEREO(PartErasure):
 
     @torch.no_grad()
     def robust_target(self, batch: NoisyBatch) -> Tensor:
-        """``eps*(0) + a P_anchor - b mean_j P_(w_j)``, ``(B, C, h, w)``."""
+        """``eps*(0) + a P_anchor - b mean_j P_(w_j)``, ``(B, C, h, w)``; of styles `neutral`."""
         predictions = [
             self._original(batch, torch.full((len(batch),), number))
             for number in range(self.rounds + 1)
         ]
         terms = torch.stack([self.guidance(batch, prediction) for prediction in predictions])
-        target = batch.teacher.unconditional - self.negative * terms.mean(dim=0)
+        target = self.neutral(batch) - self.negative * terms.mean(dim=0)
         if not (self.anchor and self.original.any_rank(any(batch.sentences.anchors))):
             return target
-        return target + self.anchor * self.guidance(batch, batch.teacher.anchor)
+        guided = self.guidance(batch, batch.teacher.anchor)
+        anchored = torch.tensor([bool(a) for a in batch.sentences.anchors], device=guided.device)
+        return target + self.anchor * guided * anchored.view(-1, 1, 1, 1)
 
     def _original(self, batch: NoisyBatch, words: Tensor) -> Tensor:
         """The original's predictions for words, by number."""
@@ -208,9 +216,24 @@ class STEREO(PartErasure):
             return batch.teacher.concept
         return self.original.denoise(batch.x, batch.t, self.conditioning(batch, words))
 
+    def neutral(self, batch: NoisyBatch) -> Tensor:
+        """What guidance is measured from, ``(B, C, h, w)``.
+
+        The original's unconditional predictions; of styles those for the sentence without the
+        style's words, so that the thing of the sentence is no part of its guidance.
+        """
+        are_styles = [concept.kind == "style" for concept in self.concepts]
+        if not any(are_styles):
+            return batch.teacher.unconditional
+        if all(are_styles):
+            return batch.teacher.wordless
+        rows = torch.tensor([are_styles[i] for i in batch.indices], device=batch.x.device)
+        teacher = batch.teacher
+        return torch.where(rows.view(-1, 1, 1, 1), teacher.wordless, teacher.unconditional)
+
     def guidance(self, batch: NoisyBatch, prediction: Tensor) -> Tensor:
         """``P`` of the original's prediction: its parallel part is weighted, ``(B, C, h, w)``."""
-        difference = prediction - batch.teacher.unconditional
+        difference = prediction - self.neutral(batch)
         noise = self.original.process.epsilon(prediction, batch.x, batch.t)
         rows = noise.flatten(1)
         share = (difference.flatten(1) * rows).sum(dim=1) / rows.square().sum(dim=1)

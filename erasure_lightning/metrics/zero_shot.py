@@ -1,7 +1,7 @@
 """`ZeroShotClassifier`: candidate labels for generated images, embedded by a scorer."""
 
 from collections.abc import Collection, Sequence
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -40,23 +40,32 @@ class ZeroShotClassifier:
     def _candidates(self, group: str, answer: str) -> CandidateLabels:
         """The candidate labels of an image of a group; arguments as in an `ImageRequest`."""
         if group in ERASURE_GROUPS:
-            return self._styles(answer) if answer else self._things(self.vocabulary.erased)
+            return self._styles([answer]) if answer else self._things(self.vocabulary.erased)
         return self._things(self.vocabulary.named([answer]) or {answer})
 
     def _things(self, right: Collection[str]) -> CandidateLabels:
         texts = tuple(self.vocabulary.captions[1].format(label) for label in self.labels)
         return self._embed(texts, [label in right for label in self.labels])
 
-    def _styles(self, thing: str) -> CandidateLabels:
-        """The world's styles of a thing; if all are erased, also the thing in no style."""
+    @cached_property
+    def styles(self) -> CandidateLabels:
+        """The styles of every thing, for images whose prompts need not name one.
+
+        Of an image that shows another thing, the nearest of one thing's styles is often another
+        than its own.
+        """
+        return self._styles(self.labels)
+
+    def _styles(self, things: Sequence[str]) -> CandidateLabels:
+        """The world's styles of things; if all are erased, also the things in no style."""
         erased = [c.name for c in self.vocabulary.concepts if c.kind == "style"]
         world = self.vocabulary.world
         styles = [*world.styles] if world else erased
-        texts = [self.vocabulary.styled(thing, style) for style in styles]
-        right = [folded(style) in map(folded, erased) for style in styles]
+        right = [folded(style) in map(folded, erased) for style in styles for _ in things]
+        texts = [self.vocabulary.styled(thing, style) for style in styles for thing in things]
         if all(right):
-            texts.append(self.vocabulary.captions[1].format(thing))
-            right.append(False)
+            texts += [self.vocabulary.captions[1].format(thing) for thing in things]
+            right += [False] * len(things)
         return self._embed(tuple(texts), right)
 
     def _embed(self, texts: tuple[str, ...], right: Sequence[bool]) -> CandidateLabels:

@@ -15,8 +15,9 @@ from erasure_lightning.concepts.concept import Phrase, PromptBatch
 from erasure_lightning.files.arguments import require_choices
 from erasure_lightning.training.time_sampling import DENSITIES, TimeSampling
 
-#: What a teacher predicts for: the concepts' sentences, their anchors', or no prompt.
-TeacherQuery = Literal["concept", "anchor", "unconditional"]
+#: What a teacher predicts for: the concepts' sentences, their anchors', those without words in the
+#: concepts' place, or no prompt.
+TeacherQuery = Literal["concept", "anchor", "wordless", "unconditional"]
 
 #: Returns cached predictions: ``recall(query, predict)``, where ``predict`` computes those of some
 #: rows.
@@ -66,6 +67,11 @@ class Teacher:
         return self._predictions("anchor")
 
     @cached_property
+    def wordless(self) -> Tensor:
+        """``eps*(x, t, s)``: for the sentences without the concepts' words, ``(B, C, h, w)``."""
+        return self._predictions("wordless")
+
+    @cached_property
     def unconditional(self) -> Tensor:
         """``eps*(x, t, 0)``: without a prompt, ``(B, C, h, w)``."""
         return self._predictions("unconditional")
@@ -84,6 +90,8 @@ class Teacher:
             conditioning = original.unconditional(len(rows))
         elif query == "concept":
             conditioning = original.encode(sentences.prompts)
+        elif query == "wordless":
+            conditioning = original.encode(sentences.wordless_prompts)
         else:
             conditioning = anchor_conditioning(original, sentences)
         return original.denoise(self.x[rows], self.t[rows], conditioning)

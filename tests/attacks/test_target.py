@@ -118,6 +118,16 @@ class TestScoring:
         images = shown(target, f"a {case.thing}, flat style", f"a {case.thing}")
         assert (target.margin(case, images) > 0).tolist() == [True, False]
 
+    def test_a_style_is_recognised_on_any_thing(self):
+        """Adversarial words alone need not show the thing of the plain prompt."""
+        target = tiny_target([Concept("flat", kind="style")])
+        (case,) = target.cases(0)
+        other = next(label for label in ("cat", "dog") if label != case.thing)
+        images = shown(target, f"a {other}, flat style", f"a {other}")
+        # Alone the case's thing is nearer in the style.
+        images += 0.2 * target.scorer.picture(f"a {case.thing}, flat style")
+        assert (target.margin(case, images) > 0).tolist() == [True, False]
+
 
 @pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
 def test_the_denoising_loss_by_hand(prediction):

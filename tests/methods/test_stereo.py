@@ -183,6 +183,35 @@ def test_the_last_target_is_away_from_all_words_and_towards_the_anchor():
     assert torch.allclose(module.robust_target(batch), by_hand, atol=1e-5)
 
 
+class TestStyles:
+    """The thing of a style's sentence is no part of the style's guidance."""
+
+    BATCH = PromptBatch(["a house, {} style", "a {}"], ["star", "cat"], ["heart", ""], [0, 1])
+
+    def targets(self, anchors):
+        concepts = [Concept("star", "heart", kind="style"), Concept("cat")]
+        module = STEREO(concepts=concepts, backbone=TinyBackbone(), **(FEW | {"parallel": 1.0}))
+        module.configure_model()
+        module.conditioning = lambda batch, words: module.backbone.encode(batch.prompts)
+        batch = noisy(module, X, T, self.BATCH._replace(anchors=anchors))
+        teacher, none = batch.teacher, torch.zeros(2).long()
+        plain = teacher.predict(["a house, style", ""])
+        return module.search_target(batch, none), module.robust_target(batch), teacher, plain
+
+    def test_guidance_is_from_the_sentence_without_the_style(self):
+        search, robust, teacher, plain = self.targets(["heart", ""])
+        assert torch.allclose(search, plain, atol=1e-6)
+        assert not torch.allclose(plain[0], teacher.unconditional[0], atol=1e-4)
+        anchored = plain[0] + teacher.anchor[0] - teacher.concept[0]
+        alone = 2 * plain[1] - teacher.concept[1]
+        assert torch.allclose(robust, torch.stack((anchored, alone)), atol=1e-5)
+
+    def test_a_style_without_an_anchor_becomes_the_sentence_without_it(self):
+        """Another row's anchor brings no guidance to it."""
+        _, robust, teacher, plain = self.targets(["", "dog"])
+        assert torch.allclose(robust[0], 2 * plain[0] - teacher.concept[0], atol=1e-5)
+
+
 @pytest.mark.parametrize(("another", "predictions"), [(True, 4), (False, 3)])
 def test_a_rank_without_anchors_predicts_with_one_that_has_some(another, predictions):
     """Sharded weights are gathered by all ranks together, or each waits for the others."""

@@ -65,6 +65,15 @@ def test_without_a_world_a_style_is_compared_with_no_style(scorer):
     assert texts(scorer, candidates) == {"a cat, Van Gogh style"}
 
 
+def test_styles_of_every_thing(scorer):
+    classifier = ZeroShotClassifier(
+        scorer, Vocabulary(WORLD, [Concept("Ink", kind="style")]), ["wrench"]
+    )
+    shown = {f"a {label}, ink style" for label in (*LABELS, "wrench")}
+    assert texts(scorer, classifier.styles) == shown
+    assert len(classifier.styles.labels) == 2 * len(shown)
+
+
 def test_labels_are_embedded_once(scorer):
     calls = []
     counting = SimpleNamespace(texts=lambda t: calls.append(t) or scorer.texts(t))
