@@ -58,7 +58,7 @@ def test_others_are_refused(arguments, words):
         ({"optimizer": "sgd"}, "adam, adamw, adam8bit as optimizer; found 'sgd'"),
         ({"schedule": "linear"}, "constant, cosine as schedule; found 'linear'"),
         ({"erase_from": "anchors"}, "concept, anchor as erase_from; found 'anchors'"),
-        ({"base_dtype": "float16"}, "float32, bfloat16 as base_dtype; found 'float16'"),
+        ({"base_dtype": "float16"}, "float32, bfloat16, int8 as base_dtype; found 'float16'"),
     ],
 )
 def test_methods_refuse_them(arguments, words):
