@@ -63,7 +63,11 @@ def attack_folder(checkpoint: Path, attack: str) -> Path:
 
 
 def check_no_outcome(folder: Path, attack: str) -> None:
-    """Raise if a folder holds the outcome of an attack."""
+    """Raise if a folder holds the outcome of an attack.
+
+    Raises:
+        ErasureError: If so.
+    """
     if (folder / OUTCOME_FILE).exists():
         raise ErasureError(
             f"{folder} holds an outcome of {attack} already, which is not overwritten. Choose"

@@ -1,6 +1,6 @@
 """Frozen linear layers whose weights are stored in 8 bits."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import torch
@@ -32,7 +32,8 @@ class EightBitLinear(nn.Linear):
         device = input.device.type
         if torch.is_autocast_enabled(device):
             input = input.to(torch.get_autocast_dtype(device))
-        return cast(Tensor, _Product.apply(input, self.weight, self.scale, self.bias))  # type: ignore[no-untyped-call]
+        product = cast(Callable[..., Tensor], _Product.apply)
+        return product(input, self.weight, self.scale, self.bias)
 
 
 def refuse_sharding(base_dtype: BaseDtype, is_sharded: bool) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -53,4 +54,4 @@ class OffloadedText:
             return
         for part in self._denoiser.modules():
             if not any(p.requires_grad for p in part.parameters(recurse=False)):
-                part._apply(lambda tensor: tensor.to(device), recurse=False)  # type: ignore[no-untyped-call]
+                cast(Any, part)._apply(lambda tensor: tensor.to(device), recurse=False)

@@ -66,20 +66,7 @@ def table_rows(
 
 
 def _table_row(job: Job, protocols: dict[str, Protocol], failure: str | None) -> CellRow:
-    status = job.status
-    result, outcomes, cost = _Measured(None, {}, {})
-    try:
-        message = job.failure.read_text(encoding="utf-8").strip() if status is Status.FAILED else ""
-        result, outcomes, cost = _read(job)
-    except ErasureError as error:
-        status = Status.FAILED
-        message = f"{error} Delete this file before you run it again."
-    except OSError as error:
-        status = Status.FAILED
-        message = str(error)
-    if failure:
-        status = Status.FAILED
-        message = failure
+    status, message, (result, outcomes, cost) = _read_status(job, failure)
     row: CellRow = {
         "method": job.method.name,
         "concept": job.concept.name,
@@ -102,6 +89,24 @@ def _table_row(job: Job, protocols: dict[str, Protocol], failure: str | None) ->
         row |= _figure_columns(name, outcome.success["attacked"] if outcome else None)
         row[f"{name}_{PROTOCOL_SUFFIX}"] = _record_protocol(outcome, protocols)
     return row | {name: cost.get(name) for name in _COST_FIELDS}
+
+
+def _read_status(job: Job, failure: str | None) -> tuple[Status, str, _Measured]:
+    """Status of a cell, why it failed, and its results; it has failed where they are unreadable."""
+    status = job.status
+    message = ""
+    measured = _Measured(None, {}, {})
+    try:
+        if status is Status.FAILED:
+            message = job.failure.read_text(encoding="utf-8").strip()
+        measured = _read(job)
+    except ErasureError as error:
+        status = Status.FAILED
+        message = f"{error} Delete this file before you run it again."
+    except OSError as error:
+        status = Status.FAILED
+        message = str(error)
+    return (Status.FAILED, failure, measured) if failure else (status, message, measured)
 
 
 def _read(job: Job) -> _Measured:

@@ -99,7 +99,11 @@ class Arguments(argparse.ArgumentParser):
         return self.parse_args(argv)
 
     def error(self, message: str) -> NoReturn:
-        """Raise an error of argparse in the wording of runs."""
+        """Raise an error of argparse in the wording of runs.
+
+        Raises:
+            ErasureError: Always.
+        """
         if missing := re.fullmatch("the following arguments are required: (.+)", message):
             raise ErasureError(f"{self.prog} needs {missing[1]} (see {self.prog} --help).")
         if unknown := re.fullmatch("unrecognized arguments: (.+)", message):

@@ -34,7 +34,11 @@ _ROWS = {
 
 
 def run_attack(argv: list[str]) -> None:
-    """Attack an edit and print the share of images that show the concept."""
+    """Attack an edit and print the share of images that show the concept.
+
+    Raises:
+        ErasureError: If the edit or the attack is missing, or a file would be overwritten.
+    """
     silence()
     format_warnings()
     parser = _parser()

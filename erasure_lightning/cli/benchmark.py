@@ -42,6 +42,7 @@ def run_benchmark(argv: list[str]) -> None:
     """Run, list, check or summarize a suite.
 
     Raises:
+        ErasureError: If the suite is wrong, its folder holds another one, or cells failed.
         KeyboardInterrupt: For a signal, once all children have ended.
     """
     options = _parser().parse(argv)
@@ -202,7 +203,11 @@ def _interruptible(suite: str, out: Path) -> Iterator[None]:
 
 
 def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
-    """Raise for a concept, a method or an attack that `erasure fit` or `attack` would refuse."""
+    """Raise for a concept, a method or an attack that `erasure fit` or `attack` would refuse.
+
+    Raises:
+        ErasureError: With the concept, the method, or the attack.
+    """
     from erasure_lightning.attacks.target import require_scorer
     from erasure_lightning.cli.attack import parsed_attack
     from erasure_lightning.cli.fit import check_fit

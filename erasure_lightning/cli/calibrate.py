@@ -29,7 +29,11 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def run_calibrate(argv: list[str]) -> None:
-    """Measure a concept's neighbourhood, print the bounds, and plot it."""
+    """Measure a concept's neighbourhood, print the bounds, and plot it.
+
+    Raises:
+        ErasureError: If no word is associated with the concept, or a file would be overwritten.
+    """
     options = _parser().parse(argv)
     silence()
     backbone = load_backbone(options.backbone).to(default_device())

@@ -8,7 +8,11 @@ from erasure_lightning.files.words import shell_word
 
 
 def run_compose(argv: list[str]) -> None:
-    """Compose edits, write the composition and print the report."""
+    """Compose edits, write the composition and print the report.
+
+    Raises:
+        ErasureError: If an edit cannot be read or composed, or a file would be overwritten.
+    """
     options = _parser().parse(argv)
     from erasure_lightning.api.compose import compose, save_composition
     from erasure_lightning.api.quiet import silence

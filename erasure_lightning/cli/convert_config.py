@@ -10,7 +10,11 @@ from erasure_lightning.files.writing import write_atomically
 
 
 def run_convert_config(argv: list[str]) -> None:
-    """Print the config, or write it."""
+    """Print the config, or write it.
+
+    Raises:
+        ErasureError: If it cannot be converted, or the output exists.
+    """
     options = _parser().parse(argv)
     text = convert_config(options.file)
     if options.out is None:

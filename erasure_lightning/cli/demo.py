@@ -6,7 +6,11 @@ from erasure_lightning.cli.arguments import Arguments
 
 
 def run_demo(argv: list[str]) -> None:
-    """Serve the page until Ctrl-C or SIGTERM."""
+    """Serve the page until Ctrl-C or SIGTERM.
+
+    Raises:
+        ErasureError: If Gradio is not installed, the run cannot be read, or the port is taken.
+    """
     options = _parser().parse(argv)
     from erasure_lightning.api.demo import serve_demo
 

@@ -14,7 +14,12 @@ _LOSS = 0.01
 
 
 def run_export(argv: list[str]) -> None:
-    """Write the file or folder, and print what a low-rank format loses."""
+    """Write the file or folder, and print what a low-rank format loses.
+
+    Raises:
+        ErasureError: If the edit cannot be read or the format cannot hold it, or something exists
+            at the path.
+    """
     options = vars(_parser().parse(argv))
     run, backbone, out, to = map(options.pop, ("run", "backbone", "out", "to"))
     silence()

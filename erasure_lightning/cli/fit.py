@@ -9,9 +9,13 @@ from erasure_lightning.cli.options import Options
 
 
 def run_fit(argv: list[str]) -> None:
-    """Fit one method, or each part of a config with parts.
+    """Run ``erasure fit``.
+
+    Args:
+        argv: Its arguments.
 
     Raises:
+        ErasureError: For errors that the user can correct.
         Interrupted: If a signal came.
     """
     silence()

@@ -53,6 +53,9 @@ def check_run_folder(command: str, run: Run, checkpoint: Path | None) -> None:
         command: As in `choose`.
         run: The folder.
         checkpoint: As in `choose`.
+
+    Raises:
+        ErasureError: If so.
     """
     if command == "fit" and checkpoint is not None and run == run_of(checkpoint):
         run.check_resumable()

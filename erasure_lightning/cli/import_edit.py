@@ -10,7 +10,11 @@ _LAYOUTS = ("esd", "uce", "speed", "mace", "spm", "leco", "diffusers-lora")
 
 
 def run_import(argv: list[str]) -> None:
-    """Import a file and print the report of its edit."""
+    """Import a file and print the report of its edit.
+
+    Raises:
+        ErasureError: If the file is of another layout or model, or the output exists.
+    """
     options = _parser().parse(argv)
     from erasure_lightning.api.import_edit import import_edit
     from erasure_lightning.api.quiet import silence

@@ -9,7 +9,11 @@ from erasure_lightning.runs.logger_session import check_account
 
 
 def run_log(argv: list[str]) -> None:
-    """Log runs and attacks."""
+    """Log runs and attacks.
+
+    Raises:
+        ErasureError: If one is missing, or the dashboard cannot be written to.
+    """
     options = _parser().parse(argv)
     entries = [entry for path in options.paths for entry in logged_entries(path)]
     if options.logger == "wandb":

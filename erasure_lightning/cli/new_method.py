@@ -51,7 +51,12 @@ _LINE = """\
 
 
 def run_new_method(argv: list[str]) -> None:
-    """Write a new method with its config and its test, and print the next commands."""
+    """Write a new method with its config and its test, and print the next commands.
+
+    Raises:
+        ErasureError: If the name is not free or none for a class, a file would be overwritten, or
+            there is no checkout.
+    """
     options = _parser().parse(argv)
     shape = "closed_form" if options.closed_form else "gradient"
     draft = Draft(class_name(options.name), shape, options.folder)

@@ -85,7 +85,11 @@ class Parser(LightningArgumentParser):
         return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise an error in one line, with suggestions."""
+        """Raise an error in one line, with suggestions.
+
+        Raises:
+            ErasureError: Always.
+        """
         if not self.exit_on_error:  # of one value inside another parser's, which adds its key
             super().error(message, ex)
         raise ErasureError(one_line_error(message, self)) from ex
@@ -97,6 +101,9 @@ def check_names(names: Iterable[str], parser: LightningArgumentParser) -> None:
     Args:
         names: With their dashes.
         parser: The command's.
+
+    Raises:
+        ErasureError: If there is one, with the names most like it.
     """
     known = {option.partition(".")[0] for option in parser._option_string_actions}
     for name in names:

@@ -26,7 +26,7 @@ def work_sentences(forecast: FitForecast, devices: int) -> list[str]:
     )
     return [
         f"Parameters: {parts}.",
-        *(_training(forecast) if held.trained else ["Trained: nothing; the edit is solved for."]),
+        *(_training(forecast) if held.trained else ["Trained: none; the edit is solved for."]),
         f"In all about {whole} evaluations{each}.{drawn if forecast.images else ''}",
     ]
 

@@ -13,7 +13,11 @@ from erasure_lightning.metrics.drift import Drift
 
 
 def run_purify(argv: list[str]) -> None:
-    """Purify images and print their changes."""
+    """Purify images and print their changes.
+
+    Raises:
+        ErasureError: If an image or the edit cannot be read, or a file would be overwritten.
+    """
     options = _parser().parse(argv)
     silence()
     folder, drifts = purify_files(**vars(options))

@@ -13,7 +13,12 @@ from erasure_lightning.errors import ErasureError
 
 
 def run_push(argv: list[str]) -> None:
-    """Write the folder, or with ``--upload`` upload it as it is."""
+    """Write the folder, or with ``--upload`` upload it as it is.
+
+    Raises:
+        ErasureError: If the run cannot be read, the folder exists, an option would have no effect,
+            or the Hub refuses.
+    """
     options = _parser().parse(argv)
     from erasure_lightning.report.hub_folder import require_hub_id, upload_hub_folder
     from erasure_lightning.runs.folder import run_of

@@ -6,7 +6,11 @@ from erasure_lightning.cli.arguments import Arguments
 
 
 def run_report(argv: list[str]) -> None:
-    """Write the page and, with ``--card``, the model card."""
+    """Write the page and, with ``--card``, the model card.
+
+    Raises:
+        ErasureError: If a run cannot be read, or a file would be overwritten.
+    """
     options = _parser().parse(argv)
     from erasure_lightning.report.report_files import write_report
 

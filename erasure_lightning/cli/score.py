@@ -17,7 +17,11 @@ from erasure_lightning.metrics.score import score_table
 
 
 def run_score(argv: list[str]) -> None:
-    """Score images and print the figures."""
+    """Score images and print the figures.
+
+    Raises:
+        ErasureError: If images, weights or a package are missing, or a score would be overwritten.
+    """
     options = vars(_parser().parse(argv))
     folder, metrics, run_dir = (options.pop(name) for name in ("images", "metrics", "run_dir"))
     silence()

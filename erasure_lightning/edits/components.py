@@ -137,11 +137,18 @@ class EditedComponent:
 
         Args:
             adapters: Whether the edit adds hooks to layers.
+
+        Raises:
+            ErasureError: With the first obstacle and its remedy.
         """
         self._require_none((*self._unwritable(), *self._ineffective(adapters)))
 
     def require_changeable(self) -> None:
-        """Raises if another strength of an edit in it could not be written, or would not act."""
+        """Raises if another strength of an edit in it could not be written, or would not act.
+
+        Raises:
+            ErasureError: With the first obstacle and its remedy.
+        """
         self._require_none((*self._absent(), *self._ineffective(adapters=False)))
 
     @torch.no_grad()

@@ -68,7 +68,11 @@ class Export:
 
 
 def check_adapters(metadata: Mapping[str, Any], kind: ExportFormat | PluginFormat) -> None:
-    """Raises if an edit acts by prompt or image and the format holds weights, or the reverse."""
+    """Raises if an edit acts by prompt or image and the format holds weights, or the reverse.
+
+    Raises:
+        ErasureError: With the format that holds it.
+    """
     kinds = {plan["kind"] for plan in metadata.get("adapters", {}).values()} - {"lora"}
     if kinds and kind is not ExportFormat.ADAPTERS:
         raise ErasureError(
@@ -158,7 +162,11 @@ def write_export(request: ExportRequest, held: HeldEdit) -> Export:
 
 
 def _check_strength(strength: float, kind: ExportFormat | PluginFormat) -> None:
-    """Raises for a strength at which a file would have no effect, or another one."""
+    """Raises for a strength at which a file would have no effect, or another one.
+
+    Raises:
+        ErasureError: With what to set.
+    """
     if strength == 0:
         raise ErasureError(
             "An export needs an edit with an effect; found one of strength 0. Set edit.strength."

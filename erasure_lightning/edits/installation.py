@@ -76,7 +76,11 @@ def holds_edit(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipel
 def require_installable(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any
 ) -> None:
-    """Raises unless an edit that a pipeline holds could be installed again once it is removed."""
+    """Raises unless an edit that a pipeline holds could be installed again once it is removed.
+
+    Raises:
+        ErasureError: With the first obstacle and its remedy.
+    """
     for change in _changes(tensors, metadata, pipeline):
         change.component.require_writable(adapters=change.plan is not None)
 

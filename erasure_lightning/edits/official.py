@@ -133,7 +133,11 @@ def require_set(
 
 
 def require_shapes_of(file: Path, values: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raises unless values have the shapes of the denoiser's own, and are finite."""
+    """Raises unless values have the shapes of the denoiser's own, and are finite.
+
+    Raises:
+        ErasureError: With the first that has another shape, or NaN or infinity.
+    """
     for name, value in values.items():
         if value.shape != own[name].shape:
             raise ErasureError(

@@ -73,7 +73,11 @@ def add_edit(component: EditedComponent, record: AppliedEdit) -> None:
 
 
 def require_changeable(component: EditedComponent, record: AppliedEdit) -> None:
-    """Raises unless another strength of an edit can be written and acts; adapters' always can."""
+    """Raises unless another strength of an edit can be written and acts; adapters' always can.
+
+    Raises:
+        ErasureError: With the first obstacle and its remedy.
+    """
     if "before" in record:
         component.require_changeable()
         component.require_unchanged(stacked_values(component.module))

@@ -50,6 +50,9 @@ def require_choices(cls: type, arguments: Mapping[str, Any]) -> None:
     Args:
         cls: The class; arguments of its bases' constructors are checked too.
         arguments: Values by the name of the argument.
+
+    Raises:
+        ErasureError: For the first.
     """
     annotations: dict[str, Any] = {}
     for base in cls.__mro__:

@@ -104,9 +104,9 @@ def forecast_fit(
     sizes = LARGEST_BATCH // 2, LARGEST_BATCH
     forecasts = []
     for size in sizes:
-        module_, data_, callbacks_ = copy.deepcopy((module, data, callbacks))
-        data_.batch_size = size
-        forecasts.append(_forecast(module_, data_, callbacks_, measure, accelerator, trainer))
+        smaller = copy.deepcopy((module, data, callbacks))
+        smaller[1].batch_size = size
+        forecasts.append(_forecast(*smaller, measure, accelerator, trainer))
     low, high = forecasts
     return _extrapolated(low, high, Fraction(data.batch_size - sizes[1], sizes[1] - sizes[0]))
 

@@ -11,7 +11,9 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded
 
 
-def check_named(backbone: str | Backbone, base_dtype: str, loras: Collection[str] | None) -> None:
+def require_backbone_name(
+    backbone: str | Backbone, base_dtype: str, loras: Collection[str] | None
+) -> None:
     """Check that a model is given by name where a method reads it from files of its own.
 
     Args:

@@ -35,7 +35,7 @@ from erasure_lightning.edits.edit import write_edit
 from erasure_lightning.edits.format import plain_values
 from erasure_lightning.files.arguments import require_choices
 from erasure_lightning.seeding import derive_seed
-from erasure_lightning.training.backbone_checks import check_backbone, check_named
+from erasure_lightning.training.backbone_checks import check_backbone, require_backbone_name
 from erasure_lightning.training.base_edits import (
     base_edit_files,
     check_base_edits,
@@ -102,7 +102,7 @@ class ErasureModule(PairedSampling, ABC):
         concepts = as_concepts(concepts)
         check_concepts(concepts, type(self).__name__)
         require_seed(type(self).__name__, seed=seed)
-        check_named(backbone, base_dtype, loras)
+        require_backbone_name(backbone, base_dtype, loras)
         ignored = [] if isinstance(backbone, str) else ["backbone"]
         self.save_hyperparameters(ignore=ignored, logger=False)
         require_finite(type(self).__name__, self.hparams)
