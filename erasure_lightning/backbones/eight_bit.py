@@ -1,7 +1,7 @@
 """Frozen linear layers whose weights are stored in 8 bits."""
 
 from collections.abc import Callable, Collection
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def refuse_sharding(base_dtype: BaseDtype, is_sharded: bool) -> None:
 def store_in_eight_bits(backbone: Backbone, edited: Collection[str]) -> None:
     """Quantises the linear layers of the denoiser's blocks that are not edited, in place.
 
-    Models that share such a layer share the quantised one.
+    Models that share such a layer share the quantised one. The denoiser can no longer be saved.
 
     Args:
         backbone: The model, frozen.
@@ -77,6 +77,7 @@ def store_in_eight_bits(backbone: Backbone, edited: Collection[str]) -> None:
     for name, layer in layers.items():
         if id(layer) in in_blocks and not f"{name}.".startswith(prefixes):
             _quantise(cast(nn.Linear, layer))
+    cast(Any, backbone.denoiser).save_pretrained = _refuse_saving
 
 
 def _quantise(layer: nn.Linear) -> None:
@@ -86,6 +87,13 @@ def _quantise(layer: nn.Linear) -> None:
     layer.weight = nn.Parameter(values, requires_grad=False)
     layer.register_buffer("scale", scale)
     layer.__class__ = EightBitLinear
+
+
+def _refuse_saving(*_: Any, **__: Any) -> NoReturn:
+    raise ErasureError(
+        "A pipeline needs plain weights to be saved; found layers of the denoiser in 8 bits. Apply"
+        " the edit to a pipeline that was loaded without base_dtype int8, and save that."
+    )
 
 
 class _Product(torch.autograd.Function):

@@ -152,3 +152,10 @@ def test_a_model_in_memory_and_shards_are_refused(folder):
         build(TinyBackbone())
     with pytest.raises(ErasureError, match="fsdp2 needs frozen weights of 16 or 32 bits"):
         eight_bit.refuse_sharding("int8", True)
+
+
+def test_rounded_weights_are_not_saved_as_a_pipeline(folder, tmp_path):
+    module = build(folder, **LORA)
+    module.configure_model()
+    with pytest.raises(ErasureError, match="found layers of the denoiser in 8 bits"):
+        module.backbone.save(tmp_path)
