@@ -121,7 +121,7 @@ def narrow_flux(folder: Path) -> dict[str, list[str]]:
     common += ["--model.image_size", "256"]
     common += ["--model.latents", "TrajectoryBank", "--model.latents.trajectories", "1"]
     common += ["--model.latents.steps", "2", *BFLOAT16]
-    lora = ["--model.rank", "4"]
+    lora = ["--model.rank", "4", "--model.merge", "false"]  # as in the recipe
     return {
         "ESD, text entry": [*common, "--model.train", "entry"],
         "ESD, joint attention as LoRA": [*common, *lora],

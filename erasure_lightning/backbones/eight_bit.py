@@ -59,23 +59,21 @@ def store_in_eight_bits(backbone: Backbone, edited: Collection[str]) -> None:
     Models that share such a layer share the quantised one. The denoiser can no longer be saved.
 
     Args:
-        backbone: The model, frozen.
-        edited: Names in it of parameters that change, and of modules that will be replaced or
-            added to a layer.
+        backbone: The model, with its adapters.
+        edited: Names in it of parameters that change.
     """
-    layers = dict(backbone.named_modules())
-    changed = [name if name in layers else name.rpartition(".")[0] for name in edited]
-    prefixes = tuple(f"{name}." for name in changed)
+    changed = {name.rpartition(".")[0] for name in edited}
     blocks = find_blocks(backbone.denoiser)
     in_blocks = {
         id(layer)
         for block in backbone.denoiser.modules()
         if id(block) in blocks
         for layer in block.modules()
-        if type(layer) is nn.Linear  # of subclasses other code may read the weights
+        # Of subclasses other code may read the weights, and so may a rule that is a layer's child.
+        if type(layer) is nn.Linear and not layer._modules
     }
-    for name, layer in layers.items():
-        if id(layer) in in_blocks and not f"{name}.".startswith(prefixes):
+    for name, layer in backbone.named_modules():
+        if id(layer) in in_blocks and name not in changed:
             _quantise(cast(nn.Linear, layer))
     cast(Any, backbone.denoiser).save_pretrained = _refuse_saving
 

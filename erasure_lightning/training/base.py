@@ -170,6 +170,8 @@ class ErasureModule(PairedSampling, ABC):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(self.seed, 5))
                 self.adapt()
+            if self.base_dtype == "int8":
+                store_in_eight_bits(self.backbone, self.editable())
         promote_to_float32(self.in_float32().values())
         if self.checkpointing:
             self.backbone.checkpoint()
@@ -204,8 +206,6 @@ class ErasureModule(PairedSampling, ABC):
             self._unedited_print = self.unedited.fingerprint() if self.base_edits else ""
             beneath = edited_parts(self.backbone, self.base_edits)
             self.fingerprints = self.original.fingerprints([*modified, *beneath])
-        if self.base_dtype == "int8":
-            store_in_eight_bits(self.backbone, modified)
 
     def edit_values(self) -> dict[str, Tensor]:
         """Full values of everything `editable`, on the CPU; every rank must call it if sharded."""
