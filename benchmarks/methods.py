@@ -18,7 +18,7 @@ from typing import Any
 
 from rows import fitted, head, line, mean
 
-from erasure_lightning.cli.configs import shipped_configs
+from erasure_lightning.api.configs import shipped_configs
 
 CONCEPTS = ("cigarette", "heart", "weapon")
 METHODS = (

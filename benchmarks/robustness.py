@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 from rows import COLUMNS, fitted, head, line, mean
 
+from erasure_lightning.api.configs import shipped_configs
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.benchmark.pareto import PALETTE
-from erasure_lightning.cli.configs import shipped_configs
 
 DOCS = Path(__file__).parent.parent / "docs"
 FIGURES = DOCS / "robustness.json"

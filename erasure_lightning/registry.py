@@ -11,6 +11,29 @@ from erasure_lightning.files.words import did_you_mean
 from erasure_lightning.methods import METHODS
 from erasure_lightning.retention import RETENTION_CALLBACKS
 
+#: Classes of ours that configs name, beside methods, attacks and retention callbacks.
+CLASSES = {
+    "Measure": "erasure_lightning.callbacks.measure.Measure",
+    "SampleGrid": "erasure_lightning.callbacks.sample_grid.SampleGrid",
+    "Dashboard": "erasure_lightning.callbacks.dashboard.Dashboard",
+    "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",
+    "TinyXL": "erasure_lightning.backbones.tiny.TinyXL",
+    "TinyFlux": "erasure_lightning.backbones.tiny.TinyFlux",
+    "TinyPixArt": "erasure_lightning.backbones.tiny.TinyPixArt",
+    "TinySD3": "erasure_lightning.backbones.tiny.TinySD3",
+    "PureNoise": "erasure_lightning.training.latent_sources.PureNoise",
+    "TrajectoryBank": "erasure_lightning.training.trajectory_bank.TrajectoryBank",
+    "StochasticTrajectories": (
+        "erasure_lightning.training.stochastic_trajectories.StochasticTrajectories"
+    ),
+    "GeneratedImages": "erasure_lightning.training.image_sources.GeneratedImages",
+    "ImageFolder": "erasure_lightning.training.image_sources.ImageFolder",
+    "WordAdversary": "erasure_lightning.training.adversary_kinds.WordAdversary",
+    "PrefixAdversary": "erasure_lightning.training.adversary_kinds.PrefixAdversary",
+    "InversionAdversary": "erasure_lightning.training.adversary_kinds.InversionAdversary",
+    "StateAdversary": "erasure_lightning.training.adversary_kinds.StateAdversary",
+}
+
 #: What could not be loaded so far, and why; an error about an unknown name repeats it.
 failures: dict[str, str] = {}
 
@@ -100,6 +123,12 @@ def find_offer(kind: ExtensionKind, name: str) -> Offer:
             " full class path."
         )
     return matches[0]
+
+
+def our_class(name: str) -> str:
+    """The class path of one of `CLASSES` by its name; everything else as it is."""
+    lower = {key.casefold(): path for key, path in CLASSES.items()}
+    return lower.get(name.casefold(), name)
 
 
 def load_offer(offer: Offer) -> Any:

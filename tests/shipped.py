@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import yaml
 
-from erasure_lightning.cli.configs import SHIPPED, shipped_configs
+from erasure_lightning.api.configs import SHIPPED, shipped_configs
 
 
 def numbers(name, **arguments):

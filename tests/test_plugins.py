@@ -12,8 +12,8 @@ from trivial import TINY
 from erasure_lightning import registry
 from erasure_lightning.__main__ import main
 from erasure_lightning.adapters.base import AdapterPlan
+from erasure_lightning.api.configs import SHIPPED, find_config
 from erasure_lightning.cli import slow_import
-from erasure_lightning.cli.configs import SHIPPED, find_config
 from erasure_lightning.cli.list_commands import _print_worlds
 from erasure_lightning.concepts.worlds import WORLDS_GROUP
 from erasure_lightning.edits.applied import apply_edit, write_edit

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from erasure_lightning.api.compose import compose
 from erasure_lightning.api.pipelines import Borrowed, as_backbone
 from erasure_lightning.api.quiet import interruptible, quiet
+from erasure_lightning.api.recipe import Recipe, is_config, read_recipes
 from erasure_lightning.api.trainer import default_steps, make_trainer, require_different_states
 from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.callbacks.progress import Progress
@@ -33,7 +34,7 @@ from erasure_lightning.training.gradient import GradientErasure
 def erase(
     pipeline: Any,
     concepts: str | Concept | Sequence[str | Concept] | Path,
-    method: str | type[ErasureModule] | Sequence[str | type[ErasureModule]] = "SAGE",
+    method: str | Path | type[ErasureModule] | Sequence[str | Path | type[ErasureModule]] = "SAGE",
     *,
     anchor: str = "",
     kind: ConceptKind = "thing",
@@ -41,7 +42,7 @@ def erase(
     retention: Sequence[RetentionCallback] | None = None,
     base_edit: str | Path | Edit | Sequence[str | Path | Edit] = (),
     steps: int | None = None,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     templates: Sequence[str] | None = None,
     seed: int = 0,
     accelerator: str = "auto",
@@ -58,8 +59,10 @@ def erase(
         pipeline: A diffusers pipeline of a known family (docs/families.md lists them).
         concepts: Concepts to erase: words, a `Concept`, several of them, or a file of concepts
             (``.csv``, ``.yaml``, ``.json``, ``.txt``).
-        method: Name of a method, built in or from a plugin, or its class; of several, each is
-            trained from the same model, and the edit is the sum, as of `compose`.
+        method: Name of a method, built in or from a plugin, or its class; or a config, by path or
+            by the name of a shipped one (``flux/esd.yaml``), whose arguments of the method, steps,
+            batch size, templates and retention callbacks are then the defaults. Of several, each
+            is trained from the same model, and the edit is the sum, as of `compose`.
         anchor: What is generated in place of concepts that are text; empty for the empty prompt.
         kind: Kind of such concepts: a ``thing``, a ``style``, a ``person`` or an ``action``.
         retain: Prompts whose images must be as before, or the name of a shipped list (``artists``);
@@ -69,7 +72,7 @@ def erase(
         base_edit: Edits, their files or runs that are applied first, the lowest first.
         steps: Training steps, at least 1; by default those of the method's paper or official code
             for each concept. A closed form takes one step.
-        batch_size: Concept prompts in a training step, at least 1.
+        batch_size: Concept prompts in a training step, at least 1; 4 by default.
         templates: Sentences with ``{}`` for the concept; by default ten for each kind.
         seed: Seed of all random numbers.
         accelerator: What Lightning trains on, such as ``cpu`` or ``cuda``.
@@ -94,20 +97,20 @@ def erase(
         >>> edit.remove()
     """
     require_templates("erase", templates or ())
-    methods = [*map(_method, method if isinstance(method, list | tuple) else [method])]
-    if not methods:
-        raise ErasureError("erase needs at least one method; found none.")
+    recipes = _recipes(method)
     listed = _concepts(concepts, anchor, kind)
     edits: list[Edit] = []
     with ExitStack() as undo:
         _apply_first(base_edit, pipeline, undo)
-        for cls in methods:
-            own = deepcopy(retention) if len(methods) > 1 else retention
-            callbacks = _retention(cls, own, retain)
+        for recipe in recipes:
+            own = deepcopy(retention) if len(recipes) > 1 else retention
+            callbacks = _retention(recipe, own, retain)
             with quiet(), interruptible(), as_backbone(pipeline) as borrowed:
-                module = _module(cls, listed, borrowed, seed, arguments)
-                data = PromptData(batch_size, templates=list(templates) if templates else None)
-                trainer = _trainer(_steps(module, steps), accelerator, callbacks, progress_bar)
+                module = _module(recipe, listed, borrowed, seed, arguments)
+                sentences = list(templates) if templates else recipe.templates
+                data = PromptData(batch_size or recipe.batch_size, templates=sentences)
+                training = {"max_steps": _steps(module, recipe, steps), **recipe.trainer}
+                trainer = _trainer(training, accelerator, callbacks, progress_bar)
                 torch.manual_seed(seed)
                 trainer.fit(module, data)
                 edits.append(_edit(module))
@@ -129,6 +132,22 @@ def _apply_first(
             undo.callback(edit.apply(pipeline).remove)
 
 
+def _recipes(method: Any) -> list[Recipe]:
+    """What each method is trained by: a config of several parts is several.
+
+    Raises:
+        ErasureError: If there is no method, or one is unknown.
+    """
+    listed = method if isinstance(method, list | tuple) else [method]
+    if not listed:
+        raise ErasureError("erase needs at least one method; found none.")
+    return [
+        recipe
+        for each in listed
+        for recipe in (read_recipes(each) if is_config(each) else [Recipe(_method(each))])
+    ]
+
+
 def _method(method: str | type[ErasureModule]) -> type[ErasureModule]:
     """The class of a method.
 
@@ -139,19 +158,22 @@ def _method(method: str | type[ErasureModule]) -> type[ErasureModule]:
         method = load_offer(find_offer(METHOD, method))
     if not (isinstance(method, type) and issubclass(method, ErasureModule)):
         raise ErasureError(
-            "erase needs a method by its name or its class, or several in a list; found"
+            "erase needs a method by its name, its class or its config, or several in a list; found"
             f" {method!r}."
         )
     return method
 
 
 def _trainer(
-    steps: int, accelerator: str, callbacks: Sequence[Callback], progress_bar: bool
+    training: Mapping[str, Any],
+    accelerator: str,
+    callbacks: Sequence[Callback],
+    progress_bar: bool,
 ) -> Trainer:
     shown = [Progress()] if progress_bar else []
     return make_trainer(
         erase,
-        max_steps=steps,
+        **training,
         accelerator=accelerator,
         devices=1,
         callbacks=[*callbacks, EditValidation(), *shown],
@@ -190,12 +212,14 @@ def _concepts(
 
 
 def _retention(
-    cls: type[ErasureModule],
-    retention: Sequence[RetentionCallback] | None,
+    recipe: Recipe,
+    retention: Sequence[Callback] | None,
     retain: Sequence[str] | str | None,
-) -> list[RetentionCallback]:
+) -> list[Callback]:
     if retention is None:
-        names = cls.default_retention or (("LocalNoisePreservation",) if retain else ())
+        retention = recipe.retention
+    if retention is None:
+        names = recipe.method.default_retention or (("LocalNoisePreservation",) if retain else ())
         retention = [load_offer(find_offer(RETENTION, name))() for name in names]
     if not isinstance(retention, Iterable) or not all(isinstance(c, Callback) for c in retention):
         raise ErasureError(
@@ -211,15 +235,17 @@ def _retention(
 
 
 def _module(
-    cls: type[ErasureModule],
+    recipe: Recipe,
     concepts: list[Concept],
     borrowed: Borrowed,
     seed: int,
     arguments: dict[str, Any],
 ) -> ErasureModule:
+    cls = recipe.method
+    chosen = {**recipe.arguments, **arguments}
     hints = {"domain": _concept_call(concepts[0], arguments.get("domain"))}
     with constructing(cls, erase, hints):
-        module = cls(concepts=concepts, backbone=borrowed.backbone, seed=seed, **arguments)
+        module = cls(concepts=concepts, backbone=borrowed.backbone, seed=seed, **chosen)
     module.configure_model()
     borrowed.protect((module.editable() | module.trainable()).values())
     return module
@@ -232,11 +258,14 @@ def _concept_call(concept: Concept, domain: Any) -> str:
     return f" Write Concept({', '.join([repr(concept.name), *written])}) for {concept.name!r}."
 
 
-def _steps(module: ErasureModule, steps: int | None) -> int:
+def _steps(module: ErasureModule, recipe: Recipe, steps: int | None) -> int:
     if steps is not None and (not isinstance(steps, int) or steps < 1):
         raise ErasureError(f"erase needs steps of at least 1, a whole number; found {steps!r}.")
-    is_trained = isinstance(module, GradientErasure)
-    return default_steps(module) if steps is None or not is_trained else steps
+    own = recipe.steps
+    if recipe.steps_per_concept:
+        own = recipe.steps_per_concept * len(module.concepts)
+    chosen = steps or own
+    return chosen if chosen and isinstance(module, GradientErasure) else default_steps(module)
 
 
 def _set_fingerprints(edit: Edit, pipeline: Any) -> None:

@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from erasure_lightning.api.attack import attack_edit, attack_folder, check_no_outcome
+from erasure_lightning.api.configs import config_content, dump_yaml, read_config
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import IMAGE_KINDS, Outcome
 from erasure_lightning.attacks.target import AttackSettings
 from erasure_lightning.cli.arguments import BACKBONE_HELP
-from erasure_lightning.cli.configs import config_content, dump_yaml, read_config
 from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser

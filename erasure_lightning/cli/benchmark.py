@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from erasure_lightning.api.configs import SHIPPED, config_content
 from erasure_lightning.benchmark.jobs import (
     SUITE_FILE,
     Job,
@@ -22,7 +23,6 @@ from erasure_lightning.checks import require
 from erasure_lightning.cli.arguments import Arguments, suggestion
 from erasure_lightning.cli.benchmark_check import check_suite
 from erasure_lightning.cli.concept_options import find_concepts
-from erasure_lightning.cli.configs import SHIPPED, config_content
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.concepts.worlds import installed_world
 from erasure_lightning.errors import ErasureError

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from erasure_lightning.api.accelerator import default_device
+from erasure_lightning.api.configs import SHIPPED
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.cli.arguments import Arguments, word_list
-from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.concepts.concept import Concept, ConceptKind
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError

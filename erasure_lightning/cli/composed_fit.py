@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from erasure_lightning.api.compose import compose, save_composition
+from erasure_lightning.api.configs import config_content, dump_yaml, load_yaml
 from erasure_lightning.benchmark.jobs import command_options
 from erasure_lightning.benchmark.suite import MethodEntry
 from erasure_lightning.benchmark.suite_reader import read_parts
 from erasure_lightning.callbacks.interrupt import Interrupted
-from erasure_lightning.cli.configs import config_content, dump_yaml, load_yaml
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Option, Options
 from erasure_lightning.cli.parsed_fit import parsed_fit
 from erasure_lightning.cli.rank import launched_ranks

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from erasure_lightning.cli.configs import SHIPPED
+from erasure_lightning.api.configs import SHIPPED
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.concepts.files import CONCEPT_FIELDS, read_concepts, read_entry
 from erasure_lightning.errors import ErasureError

@@ -10,9 +10,10 @@ from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.cli.arguments import suggestion
-from erasure_lightning.cli.short_names import CLASSES, LOGGERS, retention_names
+from erasure_lightning.cli.short_names import LOGGERS, retention_names
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.registry import CLASSES
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from erasure_lightning.api.configs import shipped_configs
 from erasure_lightning.cli.arguments import Arguments
-from erasure_lightning.cli.configs import shipped_configs
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import shell_word
 from erasure_lightning.registry import METHOD, known_offers

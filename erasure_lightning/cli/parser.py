@@ -11,8 +11,8 @@ from jsonargparse import Namespace, set_dumper, set_loader
 from jsonargparse.typing import Path_fr, register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
+from erasure_lightning.api.configs import dump_yaml, read_config
 from erasure_lightning.cli.concept_options import concept_list
-from erasure_lightning.cli.configs import dump_yaml, read_config
 from erasure_lightning.cli.error_messages import one_line_error
 from erasure_lightning.cli.short_names import load_names
 from erasure_lightning.concepts.concept import Concepts

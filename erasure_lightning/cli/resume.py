@@ -8,7 +8,7 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.callbacks import Timer
 
-from erasure_lightning.cli.configs import dump_yaml, load_yaml, read_config
+from erasure_lightning.api.configs import dump_yaml, load_yaml, read_config
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.earlier_names import renamed_config

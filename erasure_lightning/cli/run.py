@@ -10,13 +10,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from erasure_lightning.api.configs import dump_yaml, load_yaml
 from erasure_lightning.api.fit import TRAINER, run_callbacks, run_loggers, running, train
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
 from erasure_lightning.cli import folders, loggers, resume
-from erasure_lightning.cli.configs import dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser, check_names

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
+from erasure_lightning.api.configs import find_config, load_yaml
 from erasure_lightning.backbones.sources import locate_pipeline
 from erasure_lightning.cli.concept_options import concept_list, concepts, concepts_option
-from erasure_lightning.cli.configs import find_config, load_yaml
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Option
 from erasure_lightning.cli.slow_import import load_with_notice
 from erasure_lightning.errors import ErasureError
@@ -22,30 +22,8 @@ from erasure_lightning.registry import (
     ExtensionKind,
     find_offer,
     known_offers,
+    our_class,
 )
-
-#: Our classes that configs name, beside those in `registry`; Lightning's need no short name.
-CLASSES = {
-    "Measure": "erasure_lightning.callbacks.measure.Measure",
-    "SampleGrid": "erasure_lightning.callbacks.sample_grid.SampleGrid",
-    "Dashboard": "erasure_lightning.callbacks.dashboard.Dashboard",
-    "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",
-    "TinyXL": "erasure_lightning.backbones.tiny.TinyXL",
-    "TinyFlux": "erasure_lightning.backbones.tiny.TinyFlux",
-    "TinyPixArt": "erasure_lightning.backbones.tiny.TinyPixArt",
-    "TinySD3": "erasure_lightning.backbones.tiny.TinySD3",
-    "PureNoise": "erasure_lightning.training.latent_sources.PureNoise",
-    "TrajectoryBank": "erasure_lightning.training.trajectory_bank.TrajectoryBank",
-    "StochasticTrajectories": (
-        "erasure_lightning.training.stochastic_trajectories.StochasticTrajectories"
-    ),
-    "GeneratedImages": "erasure_lightning.training.image_sources.GeneratedImages",
-    "ImageFolder": "erasure_lightning.training.image_sources.ImageFolder",
-    "WordAdversary": "erasure_lightning.training.adversary_kinds.WordAdversary",
-    "PrefixAdversary": "erasure_lightning.training.adversary_kinds.PrefixAdversary",
-    "InversionAdversary": "erasure_lightning.training.adversary_kinds.InversionAdversary",
-    "StateAdversary": "erasure_lightning.training.adversary_kinds.StateAdversary",
-}
 
 #: Loggers beside ``metrics.csv``, which is written unless the logger is ``false``.
 LOGGERS: dict[str, Any] = {
@@ -60,14 +38,8 @@ LOGGERS: dict[str, Any] = {
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*\.[A-Z]\w*")
 
 
-def our_class(name: str) -> str:
-    """The class path of one of `CLASSES` by its name; everything else as it is."""
-    lower = {key.casefold(): path for key, path in CLASSES.items()}
-    return lower.get(name.casefold(), name)
-
-
 def class_path(name: str) -> str:
-    """The class path of one of `CLASSES` or of a retention callback; everything else as it is.
+    """The class path of a class of ours or of a retention callback; everything else as it is.
 
     Raises:
         ErasureError: If a retention callback cannot be loaded.

@@ -13,13 +13,15 @@ from erasure_lightning.files.words import did_you_mean
 
 @contextmanager
 def constructing(
-    cls: type, function: Callable[..., Any], hints: Mapping[str, str] | None = None
+    cls: type,
+    function: Callable[..., Any] | None = None,
+    hints: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """Context that turns a ``TypeError`` of a class's constructor into one line.
 
     Args:
         cls: The class.
-        function: What was called, and passes its further keywords on to the constructor.
+        function: What was called, and passes its further keywords on to the constructor, if any.
         hints: What to do about keywords that neither has, by keyword; by default a similar one is
             named.
 
@@ -31,16 +33,18 @@ def constructing(
     except TypeError as error:
         match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if repeated := re.search(r"multiple values for keyword argument '(\w+)'", str(error)):
-            message = f"{function.__name__} sets {repeated[1]} of {cls.__name__}; leave it out."
-            if "__init__()" in str(error):  # of a base class
-                message = f"{cls.__name__} sets {repeated[1]} itself; leave it out."
+            message = f"{cls.__name__} sets {repeated[1]} itself; leave it out."
+            if function and "__init__()" not in str(error):  # which would be of a base class
+                message = f"{function.__name__} sets {repeated[1]} of {cls.__name__}; leave it out."
         elif match is None:
             message = f"{cls.__name__} cannot be made of these arguments: {error}."
         else:
-            owners = f"Neither {function.__name__} nor {cls.__name__}"
-            similar = did_you_mean(match[1], _parameters(function, *cls.__mro__))
-            hint = (hints or {}).get(match[1], similar)
-            message = f"{owners} has an argument {match[1]!r}.{hint}"
+            known = _parameters(*[function] if function else [], *cls.__mro__)
+            hint = (hints or {}).get(match[1], did_you_mean(match[1], known))
+            message = f"{cls.__name__} has no argument {match[1]!r}.{hint}"
+            if function:
+                owners = f"Neither {function.__name__} nor {cls.__name__}"
+                message = f"{owners} has an argument {match[1]!r}.{hint}"
         raise ErasureError(message) from error
 
 
@@ -85,10 +89,10 @@ def require_choice(owner: str, annotation: Any, name: str, value: Any) -> None:
         )
 
 
-def _parameters(function: Callable[..., Any], *classes: type) -> set[str]:
-    """Names of the keywords of a function and of constructors."""
-    callables = [function, *(vars(cls)["__init__"] for cls in classes if "__init__" in vars(cls))]
-    parameters = (p for each in callables for p in inspect.signature(each).parameters.values())
+def _parameters(*callables: Any) -> set[str]:
+    """Names of the keywords of functions, and of the constructors that classes have themselves."""
+    functions = [vars(c).get("__init__") if isinstance(c, type) else c for c in callables]
+    parameters = (p for f in functions if f for p in inspect.signature(f).parameters.values())
     return {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 

@@ -3,9 +3,9 @@ import copy
 import pytest
 import yaml
 
+from erasure_lightning.api.configs import SHIPPED
 from erasure_lightning.benchmark.suite_reader import SuiteReader
 from erasure_lightning.cli.benchmark import _reader
-from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.worlds import find_world
 from erasure_lightning.errors import ErasureError

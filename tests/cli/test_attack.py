@@ -5,11 +5,11 @@ import yaml
 from tiny_scorers import save_scorer
 
 from erasure_lightning.__main__ import main
+from erasure_lightning.api.configs import SHIPPED
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.attacks.target import AttackSettings
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.attack import parsed_attack
-from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.edit import read_edit, write_edit
 from erasure_lightning.methods.sage import SAGE

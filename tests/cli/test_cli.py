@@ -21,8 +21,8 @@ from trivial import TINY, method_options
 
 from erasure_lightning import errors
 from erasure_lightning.__main__ import main
+from erasure_lightning.api.configs import dump_yaml, load_yaml
 from erasure_lightning.api.quiet import quiet
-from erasure_lightning.cli.configs import dump_yaml, load_yaml
 from erasure_lightning.cli.loggers import set_up_loggers
 from erasure_lightning.cli.main import COMMANDS
 from erasure_lightning.cli.options import Option, Options

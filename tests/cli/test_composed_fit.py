@@ -9,11 +9,11 @@ import torch
 import yaml
 
 from erasure_lightning import compose
+from erasure_lightning.api.configs import config_content
 from erasure_lightning.benchmark.suite import MethodEntry
 from erasure_lightning.benchmark.suite_reader import SuiteReader
 from erasure_lightning.callbacks.interrupt import Interrupted
 from erasure_lightning.cli import composed_fit
-from erasure_lightning.cli.configs import config_content
 from erasure_lightning.cli.main import main
 from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.files.locks import lock_folder

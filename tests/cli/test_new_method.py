@@ -11,8 +11,8 @@ from packages import install
 
 import erasure_lightning.methods
 from erasure_lightning.__main__ import main
+from erasure_lightning.api.configs import config_content
 from erasure_lightning.backbones.tiny import TINY_BACKBONES
-from erasure_lightning.cli.configs import config_content
 from erasure_lightning.cli.new_method import TABLE, class_name, module_name
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.testing import check_method

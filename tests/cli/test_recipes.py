@@ -10,9 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from published_variants import VARIANTS
 from trivial import quiet_trainer
 
-from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3, TinyXL
-from erasure_lightning.callbacks.interrupt import LastCheckpoint
-from erasure_lightning.cli.configs import (
+from erasure_lightning.api.configs import (
     RECIPES,
     SHIPPED,
     dump_yaml,
@@ -20,6 +18,9 @@ from erasure_lightning.cli.configs import (
     load_yaml,
     shipped_configs,
 )
+from erasure_lightning.api.recipe import read_recipes
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3, TinyXL
+from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.cli.main import main
 from erasure_lightning.cli.plan import Planner
 from erasure_lightning.data.datamodule import PromptData
@@ -137,6 +138,32 @@ def test_a_recipe_is_valid_as_it_is(name, build):
     closed = {"max_steps": 1, "max_epochs": None}
     assert limits == ({"max_steps": -1, "max_epochs": 1} if is_gradient else closed)
     assert ("steps_per_concept" in content.get("data", {})) == is_gradient
+
+
+@every_recipe
+def test_erase_reads_a_recipe_as_the_command_line_does(name, build):
+    content = read(name)
+    built = build(content)
+    (recipe,) = read_recipes(name)
+    assert recipe.method is type(built.model)
+    model = {"concepts": built.model.concepts, "backbone": TinyBackbone()}
+    module = recipe.method(**model, **recipe.arguments)
+    assert state(module) == state(built.model)
+    for key in ("latents", "adversary"):
+        assert state(getattr(module, key, None)) == state(getattr(built.model, key, None)), key
+    for key in ("batch_size", "templates", "steps_per_concept"):
+        assert getattr(recipe, key) == getattr(built.data, key), key
+    assert [*map(state, recipe.retention or [])] == [*map(state, built.trainer.callbacks or [])]
+    assert recipe.trainer.get("gradient_clip_val") == built.trainer.gradient_clip_val
+    assert (recipe.steps or -1) == built.trainer.max_steps
+
+
+def state(value):
+    """The class and the plain attributes of an object."""
+    plain = (str, int, float, list, type(None))
+    attributes = vars(value) if hasattr(value, "__dict__") else {}
+    named = {k: v for k, v in attributes.items() if isinstance(v, plain)}
+    return type(value), named
 
 
 @every_recipe

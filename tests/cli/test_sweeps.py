@@ -7,7 +7,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb_runs import OfflineRun
 
-from erasure_lightning.cli.configs import SHIPPED
+from erasure_lightning.api.configs import SHIPPED
 
 SWEEPS = sorted((SHIPPED / "sweeps").glob("*.yaml"))
 

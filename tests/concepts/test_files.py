@@ -5,9 +5,9 @@ import pytest
 import torch
 from trivial import Distillation, Redirection
 
+from erasure_lightning.api.configs import SHIPPED
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.sample_grid import _title
-from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.concepts.vocabulary import Vocabulary

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from erasure_lightning.__main__ import main
+from erasure_lightning.api.configs import SHIPPED, shipped_configs
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.cli.configs import SHIPPED, shipped_configs
 from erasure_lightning.methods import METHODS
 from erasure_lightning.registry import METHOD, find_offer
 from erasure_lightning.training import base

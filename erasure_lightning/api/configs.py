@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 
 import erasure_lightning
-from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.strict_yaml import StrictLoader, yaml_error
@@ -126,17 +125,6 @@ def config_content(name: str, *within: str) -> dict[str, Any]:
         ErasureError: If there is no such config, or it is none.
     """
     return read_config(find_config(name, *within))
-
-
-def config_with_parts(options: Options) -> str | None:
-    """The config of a command line that has parts, as it is named there; None without one.
-
-    Raises:
-        ErasureError: If a config is missing or none.
-    """
-    names = [option.value for option in options if option.name in CONFIG_OPTIONS and option.value]
-    files = (name for name in names if "\n" not in name)  # others are a config's text
-    return next((name for name in files if "parts" in config_content(name)), None)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""Recipes of `erase`: a method with what a fit by it has in place of the defaults."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+from erasure_lightning.api.configs import config_content
+from erasure_lightning.benchmark.suite_reader import read_parts
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.arguments import constructing
+from erasure_lightning.registry import (
+    METHOD,
+    RETENTION,
+    ExtensionKind,
+    find_offer,
+    known_offers,
+    load_offer,
+    our_class,
+)
+from erasure_lightning.training.base import ErasureModule
+
+#: Arguments of the trainer that the edit depends on; others are of a run and its machine.
+_OF_TRAINING = ("accumulate_grad_batches", "gradient_clip_algorithm", "gradient_clip_val")
+
+#: Arguments of a method that `erase` sets.
+_OF_ERASE = {"backbone", "concepts", "seed"}
+
+#: Arguments that are objects, which a config may name by their class alone.
+_OBJECTS = {"adversary", "latents"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method, and what a fit by it has in place of the defaults.
+
+    Args:
+        method: Its class.
+        arguments: Arguments of its constructor.
+        retention: Retention callbacks; ``None`` for the method's own.
+        batch_size: Concept prompts in a training step.
+        templates: Sentences with ``{}`` for the concept; ``None`` for those of its kind.
+        steps: Training steps; ``None`` for the method's own.
+        steps_per_concept: Training steps for each concept, in place of ``steps``.
+        trainer: Arguments of Lightning's trainer.
+    """
+
+    method: type[ErasureModule]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    retention: list[Callback] | None = None
+    batch_size: int = 4
+    templates: list[str] | None = None
+    steps: int | None = None
+    steps_per_concept: int | None = None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_config(name: Any) -> bool:
+    """Whether a method is given as a config: a path, or a name that ends as one."""
+    return isinstance(name, Path) or (isinstance(name, str) and name.endswith((".yaml", ".yml")))
+
+
+def read_recipes(name: str | Path) -> list[Recipe]:
+    """The recipe of a config, or those of its parts.
+
+    Args:
+        name: Its path, or the name of a shipped one (``flux/esd.yaml``).
+
+    Raises:
+        ErasureError: If there is no such config, it is of no method, or a class in it is unknown
+            or refuses its arguments.
+    """
+    content = config_content(str(name))
+    if "parts" not in content:
+        return [_recipe(content, str(name))]
+    parts = read_parts(content, str(name), config_content)
+    if optional := [part.name for part in parts if part.options]:
+        raise ErasureError(
+            f"erase needs the options of {name}'s part {optional[0]} in a config of its own; found"
+            " them beside its config."
+        )
+    return [_recipe(part.config, part.name) for part in parts]
+
+
+def _recipe(content: Mapping[str, Any], place: str) -> Recipe:
+    data = content.get("data", {})
+    trainer = content.get("trainer", {})
+    steps = trainer.get("max_steps")
+    try:
+        model = _entry(content.get("model"), "model")
+        own = {k: v for k, v in model["init_args"].items() if k not in _OF_ERASE}
+        method = _class(model["class_path"], METHOD)
+        if not (isinstance(method, type) and issubclass(method, ErasureModule)):
+            raise ErasureError(f"model needs a method; found {model['class_path']}.")
+        return Recipe(
+            method=method,
+            arguments=_arguments(own),
+            retention=_retention(trainer.get("callbacks")),
+            batch_size=data.get("batch_size") or 4,
+            templates=data.get("templates"),
+            steps=steps if steps and steps > 0 else None,
+            steps_per_concept=data.get("steps_per_concept"),
+            trainer={k: trainer[k] for k in _OF_TRAINING if trainer.get(k) is not None},
+        )
+    except ErasureError as error:
+        raise ErasureError(f"{place}: {error}") from error
+
+
+def _retention(callbacks: list[Any] | None) -> list[Callback] | None:
+    """Those callbacks of a config that retain; others are of a run."""
+    if callbacks is None:
+        return None
+    names = {offer.name for offer in known_offers(RETENTION)}
+    entries = [_entry(callback, "callbacks") for callback in callbacks]
+    return [_object(e, RETENTION) for e in entries if _last(e["class_path"]) in names]
+
+
+def _arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a constructor, with their objects."""
+    return {
+        key: _object(_entry(value, key)) if key in _OBJECTS and value is not None else value
+        for key, value in values.items()
+    }
+
+
+def _object(entry: Mapping[str, Any], kind: ExtensionKind | None = None) -> Any:
+    cls = _class(entry["class_path"], kind)
+    with constructing(cls):
+        return cls(**_arguments(entry["init_args"]))
+
+
+def _entry(value: Any, key: str) -> dict[str, Any]:
+    """``class_path`` and ``init_args`` of an object, which a config may name by its class alone.
+
+    Raises:
+        ErasureError: If it is something else.
+    """
+    entry = {"class_path": value} if isinstance(value, str) else value
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("class_path"), str):
+        raise ErasureError(f"{key} needs a class_path, with init_args; found {value!r}.")
+    return {"class_path": entry["class_path"], "init_args": entry.get("init_args") or {}}
+
+
+def _class(name: str, kind: ExtensionKind | None) -> Any:
+    """A class by its path, or by its short name.
+
+    Args:
+        name: Either.
+        kind: What it is of those that packages offer; ``None`` for one of ours alone.
+
+    Raises:
+        ErasureError: If there is none, or it cannot be imported.
+    """
+    path = our_class(name)
+    if kind is not None and "." not in path:
+        return load_offer(find_offer(kind, path))
+    try:
+        return resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ErasureError(f"the class {path} cannot be imported: {error}.") from error
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]

@@ -1,0 +1,177 @@
+"""`erase` by a config."""
+
+import pytest
+import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor
+
+from erasure_lightning.api.erase import erase
+from erasure_lightning.api.recipe import read_recipes
+from erasure_lightning.api.trainer import make_trainer
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.esd import ESD
+from erasure_lightning.retention.local_noise import LocalNoisePreservation
+
+ESD_CONFIG = {
+    "model": {
+        "class_path": "esd",
+        "init_args": {
+            "backbone": "none/such",
+            "concepts": [{"name": "ship"}],
+            "lr": 1e-3,
+            "rank": 2,
+            "latents": "PureNoise",
+        },
+    },
+    "data": {"steps_per_concept": 2, "batch_size": 3, "templates": ["{} here"]},
+    "trainer": {
+        "max_steps": -1,
+        "max_epochs": 1,
+        "gradient_clip_val": 0.5,
+        "callbacks": [
+            {"class_path": "LocalNoisePreservation", "init_args": {"weight": 0.5}},
+            {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
+        ],
+    },
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a config, with changes, and returns its path."""
+
+    def written(content, name="own.yaml"):
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return written
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Arguments of the trainer and prompts a step of each fit."""
+    trainings = []
+
+    def recorded(function, **arguments):
+        trainings.append(arguments)
+        return make_trainer(function, **arguments)
+
+    monkeypatch.setattr("erasure_lightning.api.erase.make_trainer", recorded)
+    return trainings
+
+
+@pytest.fixture
+def prompts(monkeypatch):
+    """Concept prompts of each step."""
+    prompts = []
+    noisy_batch = ESD.noisy_batch
+
+    def recorded(self, sentences):
+        prompts.append(sentences.prompts)
+        return noisy_batch(self, sentences)
+
+    monkeypatch.setattr(ESD, "noisy_batch", recorded)
+    return prompts
+
+
+def erased(method, **arguments):
+    pipeline = TinyBackbone().to_pipeline()
+    return erase(pipeline, ["cat", "dog"], method, progress_bar=False, **arguments)
+
+
+def texts(prompts):
+    return [[prompt.text for prompt in batch] for batch in prompts]
+
+
+def test_a_config_has_the_method_its_arguments_and_how_it_is_trained(write, trainings, prompts):
+    path = write(ESD_CONFIG)
+    (recipe,) = read_recipes(path)
+    assert recipe.method is ESD
+    assert recipe.arguments.keys() == {"lr", "rank", "latents"}
+    metadata = erased(path).metadata
+    assert metadata["method"] == "erasure_lightning.methods.esd.ESD"
+    assert metadata["arguments"]["lr"] == 1e-3
+    assert metadata["arguments"]["rank"] == 2
+    assert [concept["name"] for concept in metadata["concepts"]] == ["cat", "dog"]
+    (training,) = trainings
+    assert training["max_steps"] == 4  # two for each concept
+    assert training["gradient_clip_val"] == 0.5
+    assert type(training["callbacks"][0]) is LocalNoisePreservation
+    assert not any(isinstance(c, LearningRateMonitor) for c in training["callbacks"])
+    assert {text for batch in texts(prompts) for text in batch} == {"cat here", "dog here"}
+    assert [len(batch) for batch in prompts] == [3] * 4
+
+
+def test_arguments_of_the_call_go_before_those_of_the_config(write, trainings, prompts):
+    path = str(write(ESD_CONFIG))
+    edit = erased(path, lr=2e-3, steps=1, templates=["a {}"], batch_size=1, retention=[])
+    assert edit.metadata["arguments"]["lr"] == 2e-3
+    assert edit.metadata["arguments"]["rank"] == 2
+    assert trainings[0]["max_steps"] == 1
+    assert not any(isinstance(c, LocalNoisePreservation) for c in trainings[0]["callbacks"])
+    assert texts(prompts) in ([["a cat"]], [["a dog"]])
+
+
+def test_a_shipped_recipe_is_read_by_its_name():
+    edit = erased("sd15/uce.yaml", preserve=["car"])
+    assert edit.metadata["arguments"]["preserve"] == ["car"]
+    assert edit.metadata["arguments"]["ridge"] == 0.5
+
+
+def test_the_parts_of_a_config_are_added(write):
+    stereo, sage = read_recipes("sage-robust.yaml")[::-1]
+    assert [stereo.method.__name__, sage.method.__name__] == ["STEREO", "SAGE"]
+    write(ESD_CONFIG, "one.yaml")
+    part = {"name": "two", "config": {"model": {"class_path": "UCE"}}}
+    config = write({"parts": [{"name": "one", "config": ESD_CONFIG}, part]})
+    edit = erased(config, anchor="car")
+    assert edit.metadata["method"] == "erasure_lightning.training.composition.Composition"
+    part["options"] = {"model.ridge": 1}
+    with pytest.raises(ErasureError, match=r"options of .*own.yaml's part two in a config"):
+        erased(write({"parts": [{"name": "one", "config": ESD_CONFIG}, part]}))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"model": None}, "own.yaml: model needs a class_path, with init_args; found None"),
+        ({"model": {"class_path": "ESDD"}}, "unknown method 'ESDD'. Did you mean "),
+        (
+            {"model": {"class_path": "ESD", "init_args": {"latents": "PurNoise"}}},
+            "the class PurNoise cannot be imported",
+        ),
+        (
+            {
+                "model": {
+                    "class_path": "ESD",
+                    "init_args": {
+                        "latents": {
+                            "class_path": "TrajectoryBank",
+                            "init_args": {"trajectory": 1},
+                        }
+                    },
+                }
+            },
+            "own.yaml: TrajectoryBank has no argument 'trajectory'. Did you mean 'trajectories'",
+        ),
+        (
+            {"model": {"class_path": "torch.nn.Linear"}},
+            "model needs a method; found torch.nn.Linear",
+        ),
+    ],
+)
+def test_a_wrong_config_is_refused_in_one_line(change, error, write):
+    with pytest.raises(ErasureError) as raised:
+        erased(write(ESD_CONFIG | change))
+    assert error in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_config_that_is_missing_or_of_something_else_is_refused(write):
+    with pytest.raises(ErasureError, match=r"unknown config 'sd15/esdd.yaml'.*Did you mean"):
+        erased("sd15/esdd.yaml")
+    with pytest.raises(ErasureError, match=r"'concept-inversion.yaml'.*erasure attack --config"):
+        erased("concept-inversion.yaml")
+    with pytest.raises(ErasureError, match=r"nor ESD has an argument 'learning_rate'"):
+        erased(write(ESD_CONFIG), learning_rate=1)
