@@ -77,7 +77,8 @@ def erase(
         seed: Seed of all random numbers.
         accelerator: What Lightning trains on, such as ``cpu`` or ``cuda``.
         progress_bar: Whether the training steps are shown.
-        arguments: Arguments of the method's constructor, such as ``lr`` or ``erase_scale``.
+        arguments: Arguments of the method's constructor, such as ``lr`` or ``erase_scale``; by
+            default those for Stable Diffusion 1.x, so that other families need a config.
 
     Returns:
         The edit, which the pipeline holds, and which can be saved, weakened and removed.

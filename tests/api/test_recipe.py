@@ -7,7 +7,10 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from erasure_lightning.api.erase import erase
 from erasure_lightning.api.recipe import read_recipes
 from erasure_lightning.api.trainer import make_trainer
+from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.cli.main import main
+from erasure_lightning.edits.applied import load_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
@@ -101,6 +104,18 @@ def test_a_config_has_the_method_its_arguments_and_how_it_is_trained(write, trai
     assert not any(isinstance(c, LearningRateMonitor) for c in training["callbacks"])
     assert {text for batch in texts(prompts) for text in batch} == {"cat here", "dog here"}
     assert [len(batch) for batch in prompts] == [3] * 4
+
+
+def test_the_edit_is_that_of_the_command_line(write, tmp_path):
+    path = write(ESD_CONFIG | {"trainer": {"max_steps": -1, "max_epochs": 1}})
+    model = str(tmp_path / "model")
+    TinyBackbone().save(model)
+    concepts = ["--model.concepts", "[{name: cat}, {name: dog}]", "--model.backbone", model]
+    run = str(tmp_path / "run")
+    fit = ["fit", "--config", str(path), *concepts, "--run_dir", run, "--measure", "false"]
+    assert main([*fit, "--trainer.accelerator", "cpu"]) == 0
+    edit = erase(load_backbone(model).to_pipeline(), ["cat", "dog"], path, progress_bar=False)
+    assert all(value.equal(edit.tensors[name]) for name, value in load_edit(run).tensors.items())
 
 
 def test_arguments_of_the_call_go_before_those_of_the_config(write, trainings, prompts):
