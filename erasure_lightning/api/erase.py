@@ -74,7 +74,7 @@ def erase(
             for each concept. A closed form takes one step.
         batch_size: Concept prompts in a training step, at least 1; 4 by default.
         templates: Sentences with ``{}`` for the concept; by default ten for each kind.
-        seed: Seed of all random numbers.
+        seed: Seed of all random numbers; torch's own generator is as before.
         accelerator: What Lightning trains on, such as ``cpu`` or ``cuda``.
         progress_bar: Whether the training steps are shown.
         arguments: Arguments of the method's constructor, such as ``lr`` or ``erase_scale``; by
@@ -106,7 +106,12 @@ def erase(
         for recipe in recipes:
             own = deepcopy(retention) if len(recipes) > 1 else retention
             callbacks = _retention(recipe, own, retain)
-            with quiet(), interruptible(), as_backbone(pipeline) as borrowed:
+            with (
+                quiet(),
+                interruptible(),
+                torch.random.fork_rng(devices=[]),
+                as_backbone(pipeline) as borrowed,
+            ):
                 module = _module(recipe, listed, borrowed, seed, arguments)
                 sentences = list(templates) if templates else recipe.templates
                 data = PromptData(batch_size or recipe.batch_size, templates=sentences)

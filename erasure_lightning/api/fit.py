@@ -115,7 +115,7 @@ def fit(
     keeper = LastCheckpoint(save_every, in_python=True)
     watchdog = Watchdog(hang_timeout)
     register_strategies(module.has_unused, hang_timeout)
-    with quiet(), keeper.watching():
+    with quiet(), keeper.watching(), torch.random.fork_rng(devices=[]):
         session = make_trainer(
             fit,
             **TRAINER | trainer | {"max_steps": steps},

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import AdapterPlan, adapters_of, refuse_saving, remove_adapters
@@ -250,7 +251,8 @@ class _Change:
             return
         module = self.component.module
         undo.callback(remove_adapters, module)
-        install(module, self.plan)
+        with torch.random.fork_rng(devices=[]):  # the values that layers begin with are replaced
+            install(module, self.plan)
         self.component.require_shapes(self.values)
         self.component.write(self.values)
         self._require_effect(not all(adapter.is_identity() for adapter in adapters_of(module)))

@@ -71,6 +71,24 @@ def small(name):
     return {"lr": 1e-2, "warmup": 0, "latents": source} | more.get(name, {})
 
 
+@pytest.mark.parametrize("name", ["ESD", "SPM"])
+def test_random_numbers_of_the_caller_are_as_without_it(name, tmp_path):
+    torch.manual_seed(1)
+    expected = torch.get_rng_state()
+    torch.manual_seed(1)
+    pipeline = pipeline_of()
+    edit = erase(pipeline, "cat", method=name, **small(name), **QUICK)
+    edit.save(tmp_path / "edit.safetensors")
+    edit.remove()
+    apply_edit(tmp_path / "edit.safetensors", pipeline)
+    assert torch.equal(torch.get_rng_state(), expected)
+    module = load_offer(find_offer(METHOD, name))(
+        concepts=[Concept("cat")], backbone=TinyBackbone(), **small(name)
+    )
+    fit(module, run_dir=tmp_path / "run", max_steps=1, measure=False, progress_bar=False)
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
 @pytest.mark.parametrize("family", [TinyBackbone, TinyXL])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_edits_a_pipeline_which_then_is_as_strong_as_asked_and_can_be_undone(
