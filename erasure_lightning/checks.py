@@ -3,7 +3,7 @@
 import math
 import socket
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from erasure_lightning.errors import ErasureError
@@ -55,9 +55,11 @@ def require_seed(owner: str, seed: int) -> None:
     """Raises unless a seed is valid for a torch generator.
 
     Raises:
-        ErasureError: If it is out of range.
+        ErasureError: If it is out of range, or no whole number.
     """
     require(owner, at_least=0, at_most=MAX_SEED, seed=seed)
+    if not isinstance(seed, Integral):
+        raise ErasureError(f"{owner} needs a whole number as seed; found {seed!r}.")
 
 
 def require_finite(owner: str, arguments: Mapping[str, Any]) -> None:

@@ -111,8 +111,10 @@ def find_offer(kind: ExtensionKind, name: str) -> Offer:
         name: The name.
 
     Raises:
-        ErasureError: If no package or more than one offers it.
+        ErasureError: If no package or more than one offers it, or it is no text.
     """
+    if not isinstance(name, str):
+        raise ErasureError(f"A {kind.noun} needs a name as text; found {name!r}.")
     matches = _named(name, _ours(kind)) or _named(name, known := known_offers(kind))
     if not matches:
         raise ErasureError(_unknown(kind, name, sorted({offer.name for offer in known})))

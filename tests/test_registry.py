@@ -80,6 +80,11 @@ def test_a_plugin_is_found_and_described(installed):
     assert load_offer(offer) is Distillation
 
 
+def test_a_name_that_is_no_text_is_refused():
+    with pytest.raises(ErasureError, match="A retention callback needs a name as text; found 3"):
+        find_offer(RETENTION, 3)
+
+
 def test_an_unknown_name_gets_suggestions():
     with pytest.raises(
         ErasureError,

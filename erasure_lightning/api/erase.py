@@ -114,7 +114,8 @@ def erase(
             ):
                 module = _module(recipe, listed, borrowed, seed, arguments)
                 sentences = list(templates) if templates else recipe.templates
-                data = PromptData(batch_size or recipe.batch_size, templates=sentences)
+                size = recipe.batch_size if batch_size is None else batch_size
+                data = PromptData(size, templates=sentences)
                 training = {"max_steps": _steps(module, recipe, steps), **recipe.trainer}
                 trainer = _trainer(training, accelerator, callbacks, progress_bar)
                 torch.manual_seed(seed)

@@ -148,6 +148,8 @@ class Edit:
 
     @strength.setter
     def strength(self, value: float) -> None:
+        if value is None:
+            raise ErasureError("An edit needs a number as strength; found None.")
         # Before a record has it: far beyond, weights overflow, and could not be written any more.
         require("An edit", at_least=0, at_most=1000, strength=value)
         places = [place for place in self._places() if place[1]["strength"] != value]

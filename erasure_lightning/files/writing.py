@@ -38,8 +38,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary name to write under, synced and renamed: old content survives any failure.
 
     Raises:
-        ErasureError: If the folder cannot be written to or the disk is full.
+        ErasureError: If the folder cannot be written to or the disk is full, or the path is a
+            device, which a file must not replace.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ErasureError(f"Could not write {path}: it is a device or a pipe. Name a file.")
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -128,6 +128,11 @@ def test_arguments_of_the_call_go_before_those_of_the_config(write, trainings, p
     assert texts(prompts) in ([["a cat"]], [["a dog"]])
 
 
+def test_a_batch_of_no_prompts_is_refused(write):
+    with pytest.raises(ErasureError, match="batch_size of at least 1; found 0"):
+        erased(write(ESD_CONFIG), batch_size=0)
+
+
 def test_a_shipped_recipe_is_read_by_its_name():
     edit = erased("sd15/uce.yaml", preserve=["car"])
     assert edit.metadata["arguments"]["preserve"] == ["car"]

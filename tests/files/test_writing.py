@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 
 
@@ -20,6 +21,15 @@ def test_writers_of_one_process_number_do_not_meet(tmp_path, monkeypatch):
     write_atomically(path, b"mine")
     assert path.read_bytes() == b"mine"
     assert [entry.name for entry in Path(tmp_path).iterdir()] == ["score.json"]
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    """As root a file would take the place of /dev/null."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(ErasureError, match="Could not write .*pipe: it is a device or a pipe"):
+        write_atomically(path, b"new")
+    assert path.is_fifo()
 
 
 def test_an_interruption_leaves_no_half_written_file(tmp_path, monkeypatch):

@@ -54,6 +54,11 @@ def test_numbers_at_their_bounds_pass():
     require_finite("It", {"text": "nan", "flag": True, "n": 1.0, "list": [NAN]})
 
 
+def test_a_seed_is_a_whole_number():
+    with pytest.raises(ErasureError, match=r"It needs a whole number as seed; found 1\.5"):
+        require_seed("It", seed=1.5)
+
+
 @pytest.mark.parametrize("seed", [-1, MAX_SEED + 1])
 def test_seeds_are_what_a_generator_takes(seed):
     words = f"needs seed of at least 0 and at most {MAX_SEED}; found {seed}"
