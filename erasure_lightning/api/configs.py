@@ -29,9 +29,13 @@ SHIPPED = next(
 )
 
 
-#: Folders of configs for published models, by family (docs/recipes.md).
-RECIPES = ("sd15", "sdxl", "sd35", "flux")
-
+#: Folders of configs for published models, and their pipeline class (docs/recipes.md).
+RECIPES = {
+    "sd15": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "sd35": "StableDiffusion3Pipeline",
+    "flux": "FluxPipeline",
+}
 
 #: Folders of shipped files that are no configs of a fit, and what reads them.
 _NO_CONFIGS = {

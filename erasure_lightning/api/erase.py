@@ -248,6 +248,7 @@ def _module(
     seed: int,
     arguments: dict[str, Any],
 ) -> ErasureModule:
+    recipe.check_family(borrowed.backbone.pipeline_class)
     cls = recipe.method
     chosen = {**recipe.arguments, **arguments}
     hints = {"domain": _concept_call(concepts[0], arguments.get("domain"))}

@@ -1,14 +1,15 @@
 """Recipes of `erase`: a method with what a fit by it has in place of the defaults."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from erasure_lightning.api.configs import config_content
+from erasure_lightning.api.configs import RECIPES, config_content, find_config, read_config
+from erasure_lightning.backbones.families import FAMILIES
 from erasure_lightning.benchmark.suite_reader import read_parts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.arguments import constructing
@@ -46,6 +47,7 @@ class Recipe:
         steps: Training steps; ``None`` for the method's own.
         steps_per_concept: Training steps for each concept, in place of ``steps``.
         trainer: Arguments of Lightning's trainer.
+        pipeline: Pipeline class whose models the numbers are for; empty for any.
     """
 
     method: type[ErasureModule]
@@ -56,6 +58,23 @@ class Recipe:
     steps: int | None = None
     steps_per_concept: int | None = None
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: str = ""
+
+    def check_family(self, pipeline_class: str) -> None:
+        """Raises for a model of another family than the numbers are for.
+
+        Args:
+            pipeline_class: The model's.
+
+        Raises:
+            ErasureError: If so.
+        """
+        if self.pipeline not in ("", pipeline_class):
+            raise ErasureError(
+                f"A recipe for {FAMILIES[self.pipeline].title} needs such a model; found"
+                f" {FAMILIES[pipeline_class].title}. Take the recipe of its family, or a copy of"
+                " this one in a folder of your own."
+            )
 
 
 def is_config(name: Any) -> bool:
@@ -73,9 +92,11 @@ def read_recipes(name: str | Path) -> list[Recipe]:
         ErasureError: If there is no such config, it is of no method, or a class in it is unknown
             or refuses its arguments.
     """
-    content = config_content(str(name))
+    path = find_config(str(name))
+    content = read_config(path)
     if "parts" not in content:
-        return [_recipe(content, str(name))]
+        recipe = _recipe(content, str(name))
+        return [replace(recipe, pipeline=RECIPES.get(path.parent.name, ""))]
     parts = read_parts(content, str(name), config_content)
     if optional := [part.name for part in parts if part.options]:
         raise ErasureError(

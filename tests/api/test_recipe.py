@@ -4,6 +4,7 @@ import pytest
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 
+from erasure_lightning.api.configs import find_config
 from erasure_lightning.api.erase import erase
 from erasure_lightning.api.recipe import read_recipes
 from erasure_lightning.api.trainer import make_trainer
@@ -137,6 +138,13 @@ def test_a_shipped_recipe_is_read_by_its_name():
     edit = erased("sd15/uce.yaml", preserve=["car"])
     assert edit.metadata["arguments"]["preserve"] == ["car"]
     assert edit.metadata["arguments"]["ridge"] == 0.5
+
+
+def test_a_recipe_for_another_family_is_refused(write):
+    with pytest.raises(ErasureError, match=r"for FLUX\.1 needs such .* found Stable Diffusion 1"):
+        erased("flux/uce.yaml")
+    copy = write(yaml.safe_load(find_config("flux/uce.yaml").read_text()))
+    assert erased(copy).metadata["arguments"]["preserve"]
 
 
 def test_the_parts_of_a_config_are_added(write):
