@@ -226,8 +226,9 @@ def _retention(
     if retention is None:
         retention = recipe.retention
     if retention is None:
-        names = recipe.method.default_retention or (("LocalNoisePreservation",) if retain else ())
-        retention = [load_offer(find_offer(RETENTION, name))() for name in names]
+        retention = [*map(_retention_callback, recipe.method.default_retention)]
+    if retain and not retention:
+        retention = [_retention_callback("LocalNoisePreservation")]
     if not isinstance(retention, Iterable) or not all(isinstance(c, Callback) for c in retention):
         raise ErasureError(
             "erase needs retention callbacks in a list, such as [LocalNoisePreservation()]; found"
@@ -239,6 +240,11 @@ def _retention(
                 callback.retain(retain)
     require_different_states(retention)
     return list(retention)
+
+
+def _retention_callback(name: str) -> Callback:
+    callback: Callback = load_offer(find_offer(RETENTION, name))()
+    return callback
 
 
 def _module(
@@ -269,10 +275,7 @@ def _concept_call(concept: Concept, domain: Any) -> str:
 def _steps(module: ErasureModule, recipe: Recipe, steps: int | None) -> int:
     if steps is not None and (not isinstance(steps, int) or steps < 1):
         raise ErasureError(f"erase needs steps of at least 1, a whole number; found {steps!r}.")
-    own = recipe.steps
-    if recipe.steps_per_concept:
-        own = recipe.steps_per_concept * len(module.concepts)
-    chosen = steps or own
+    chosen = steps or recipe.steps(len(module.concepts))
     return chosen if chosen and isinstance(module, GradientErasure) else default_steps(module)
 
 

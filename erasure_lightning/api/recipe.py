@@ -1,7 +1,8 @@
 """Recipes of `erase`: a method with what a fit by it has in place of the defaults."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -41,24 +42,32 @@ class Recipe:
     Args:
         method: Its class.
         arguments: Arguments of its constructor.
-        retention: Retention callbacks; ``None`` for the method's own.
+        retention: Retention callbacks; by default the method's own.
         batch_size: Concept prompts in a training step.
         templates: Sentences with ``{}`` for the concept; ``None`` for those of its kind.
-        steps: Training steps; ``None`` for the method's own.
-        steps_per_concept: Training steps for each concept, in place of ``steps``.
+        max_steps: Training steps at most; ``None`` for any number.
+        steps_per_concept: Batches for each concept; ``None`` for any number.
         trainer: Arguments of Lightning's trainer.
         pipeline: Pipeline class whose models the numbers are for; empty for any.
     """
 
     method: type[ErasureModule]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    retention: list[Callback] | None = None
+    retention: Sequence[Callback] | None = None
     batch_size: int = 4
     templates: list[str] | None = None
-    steps: int | None = None
+    max_steps: int | None = None
     steps_per_concept: int | None = None
     trainer: Mapping[str, Any] = field(default_factory=dict)
     pipeline: str = ""
+
+    def steps(self, concepts: int) -> int | None:
+        """Training steps for a number of concepts; ``None`` for the method's own."""
+        bounds = [self.max_steps] if self.max_steps else []
+        if self.steps_per_concept:
+            batches = self.steps_per_concept * concepts
+            bounds.append(ceil(batches / self.trainer.get("accumulate_grad_batches", 1)))
+        return min(bounds, default=None)
 
     def check_family(self, pipeline_class: str) -> None:
         """Raises for a model of another family than the numbers are for.
@@ -109,7 +118,7 @@ def read_recipes(name: str | Path) -> list[Recipe]:
 def _recipe(content: Mapping[str, Any], place: str) -> Recipe:
     data = content.get("data", {})
     trainer = content.get("trainer", {})
-    steps = trainer.get("max_steps")
+    steps = trainer.get("max_steps") or -1
     try:
         model = _entry(content.get("model"), "model")
         own = {k: v for k, v in model["init_args"].items() if k not in _OF_ERASE}
@@ -122,7 +131,7 @@ def _recipe(content: Mapping[str, Any], place: str) -> Recipe:
             retention=_retention(trainer.get("callbacks")),
             batch_size=data.get("batch_size") or 4,
             templates=data.get("templates"),
-            steps=steps if steps and steps > 0 else None,
+            max_steps=steps if steps > 0 else None,
             steps_per_concept=data.get("steps_per_concept"),
             trainer={k: trainer[k] for k in _OF_TRAINING if trainer.get(k) is not None},
         )
@@ -130,13 +139,16 @@ def _recipe(content: Mapping[str, Any], place: str) -> Recipe:
         raise ErasureError(f"{place}: {error}") from error
 
 
-def _retention(callbacks: list[Any] | None) -> list[Callback] | None:
+def _retention(callbacks: Any) -> list[Callback]:
     """Those callbacks of a config that retain; others are of a run."""
-    if callbacks is None:
-        return None
-    names = {offer.name for offer in known_offers(RETENTION)}
-    entries = [_entry(callback, "callbacks") for callback in callbacks]
-    return [_object(e, RETENTION) for e in entries if _last(e["class_path"]) in names]
+    listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+    names = {offer.name.casefold() for offer in known_offers(RETENTION)}
+    entries = [_entry(callback, "callbacks") for callback in listed]
+    return [
+        _object(entry, RETENTION)
+        for entry in entries
+        if entry["class_path"].rpartition(".")[2].casefold() in names
+    ]
 
 
 def _arguments(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +194,3 @@ def _class(name: str, kind: ExtensionKind | None) -> Any:
         return resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ErasureError(f"the class {path} cannot be imported: {error}.") from error
-
-
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]

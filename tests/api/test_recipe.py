@@ -14,6 +14,7 @@ from erasure_lightning.cli.main import main
 from erasure_lightning.edits.applied import load_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.esd import ESD
+from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 
 ESD_CONFIG = {
@@ -127,6 +128,36 @@ def test_arguments_of_the_call_go_before_those_of_the_config(write, trainings, p
     assert trainings[0]["max_steps"] == 1
     assert not any(isinstance(c, LocalNoisePreservation) for c in trainings[0]["callbacks"])
     assert texts(prompts) in ([["a cat"]], [["a dog"]])
+
+
+def test_steps_are_those_of_the_command_line(write):
+    def steps(trainer, data):
+        (recipe,) = read_recipes(write(ESD_CONFIG | {"trainer": trainer, "data": data}))
+        return recipe.steps(2)
+
+    each = {"steps_per_concept": 5}
+    assert steps({"max_steps": -1}, each) == 10
+    assert steps({"max_steps": 7}, each) == 7
+    assert steps({"max_steps": 7}, {}) == 7
+    assert steps({"max_steps": -1, "accumulate_grad_batches": 4}, each) == 3
+    assert steps({}, {}) is None
+
+
+def test_a_config_without_callbacks_has_none_and_names_are_in_any_case(write):
+    trainer = {"callbacks": ["localnoisepreservation"]}
+    (recipe,) = read_recipes(write(ESD_CONFIG | {"trainer": trainer}))
+    assert [type(callback) for callback in recipe.retention] == [LocalNoisePreservation]
+    sage = {"model": {"class_path": "SAGE", "init_args": {"check_steps": 0}}, "data": {}}
+    (recipe,) = read_recipes(write(sage))
+    assert SAGE.default_retention  # the control
+    assert recipe.retention == []
+
+
+def test_prompts_to_retain_are_retained_where_a_config_has_no_callback(write, trainings):
+    erased(write(ESD_CONFIG | {"trainer": {}}), steps=1, retain=["a car"])
+    callback = trainings[0]["callbacks"][0]
+    assert type(callback) is LocalNoisePreservation
+    assert callback.prompts == ["a car"]
 
 
 def test_a_batch_of_no_prompts_is_refused(write):

@@ -153,9 +153,9 @@ def test_erase_reads_a_recipe_as_the_command_line_does(name, build):
         assert state(getattr(module, key, None)) == state(getattr(built.model, key, None)), key
     for key in ("batch_size", "templates", "steps_per_concept"):
         assert getattr(recipe, key) == getattr(built.data, key), key
-    assert [*map(state, recipe.retention or [])] == [*map(state, built.trainer.callbacks or [])]
+    assert [*map(state, recipe.retention)] == [*map(state, built.trainer.callbacks or [])]
     assert recipe.trainer.get("gradient_clip_val") == built.trainer.gradient_clip_val
-    assert (recipe.steps or -1) == built.trainer.max_steps
+    assert (recipe.max_steps or -1) == built.trainer.max_steps
 
 
 def state(value):
