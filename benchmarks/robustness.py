@@ -280,7 +280,7 @@ def extent(cells: list[dict[str, Any]]) -> str:
     images = {r["images"] for cell in cells for r in cell["attacks"].values()}
     return (
         f"Measured: {'; '.join(parts)}; one training seed, {max(images)} images of three searches"
-        " for each attack. The twenty tasks of the emoji bench, with two training seeds,"
+        " for each attack. The twenty tasks of the emoji bench, with three training seeds,"
         " are in [a table of their own](robustness.md#tasks-of-the-emoji-bench)."
     )
 
