@@ -339,7 +339,7 @@ def test_an_interruption_leaves_the_pipeline_as_it_was():
             "known family, or one with its components; found object",
         ),
         ({"method": None}, "a method by its name, its class or its config, .*; found None"),
-        ({"method": ["UCE", Concept]}, "a method by its name, its class or its config, .*; found <class"),
+        ({"method": ["UCE", Concept]}, "a method by its name, .*; found <class"),
         (
             {"method": "UCE", "templates": "a {}"},
             "templates in a list, .*; found 'a {}",
