@@ -48,7 +48,7 @@ class Recipe:
         max_steps: Training steps at most; ``None`` for any number.
         steps_per_concept: Batches for each concept; ``None`` for any number.
         trainer: Arguments of Lightning's trainer.
-        pipeline: Pipeline class whose models the numbers are for; empty for any.
+        pipeline: Pipeline class whose models a shipped recipe is for; empty for any.
     """
 
     method: type[ErasureModule]
@@ -81,8 +81,8 @@ class Recipe:
         if self.pipeline not in ("", pipeline_class):
             raise ErasureError(
                 f"A recipe for {FAMILIES[self.pipeline].title} needs such a model; found"
-                f" {FAMILIES[pipeline_class].title}. Take the recipe of its family, or a copy of"
-                " this one in a folder of your own."
+                f" {FAMILIES[pipeline_class].title}. Take the recipe of its family, or give"
+                " the path of a copy."
             )
 
 
@@ -104,8 +104,8 @@ def read_recipes(name: str | Path) -> list[Recipe]:
     path = find_config(str(name))
     content = read_config(path)
     if "parts" not in content:
-        recipe = _recipe(content, str(name))
-        return [replace(recipe, pipeline=RECIPES.get(path.parent.name, ""))]
+        pipeline = "" if path == Path(name) else RECIPES.get(path.parent.name, "")
+        return [replace(_recipe(content, str(name)), pipeline=pipeline)]
     parts = read_parts(content, str(name), config_content)
     if optional := [part.name for part in parts if part.options]:
         raise ErasureError(
