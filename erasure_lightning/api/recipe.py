@@ -87,8 +87,9 @@ class Recipe:
 
 
 def is_config(name: Any) -> bool:
-    """Whether a method is given as a config: a path, or a name that ends as one."""
-    return isinstance(name, Path) or (isinstance(name, str) and name.endswith((".yaml", ".yml")))
+    """Whether a method is given as a config: a path, a name with a folder, or one with a suffix."""
+    is_name = isinstance(name, str) and (name.endswith((".yaml", ".yml")) or "/" in name)
+    return is_name or isinstance(name, Path)
 
 
 def read_recipes(name: str | Path) -> list[Recipe]:

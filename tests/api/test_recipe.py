@@ -165,8 +165,9 @@ def test_a_batch_of_no_prompts_is_refused(write):
         erased(write(ESD_CONFIG), batch_size=0)
 
 
-def test_a_shipped_recipe_is_read_by_its_name():
-    edit = erased("sd15/uce.yaml", preserve=["car"])
+@pytest.mark.parametrize("name", ["sd15/uce.yaml", "sd15/uce"])
+def test_a_shipped_recipe_is_read_by_its_name(name):
+    edit = erased(name, preserve=["car"])
     assert edit.metadata["arguments"]["preserve"] == ["car"]
     assert edit.metadata["arguments"]["ridge"] == 0.5
 
