@@ -38,11 +38,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary name to write under, synced and renamed: old content survives any failure.
 
     Raises:
-        ErasureError: If the folder cannot be written to or the disk is full, or the path is a
-            device, which a file must not replace.
+        ErasureError: If the folder cannot be written to or the disk is full, or the path is no
+            file's: a device must not be replaced.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ErasureError(f"Could not write {path}: it is a device or a pipe. Name a file.")
+    if not path.name or (path.exists() and not (path.is_file() or path.is_dir())):
+        raise ErasureError(f"Could not write {path}: it is no regular file. Name another.")
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

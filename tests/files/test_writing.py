@@ -27,9 +27,14 @@ def test_a_pipe_is_not_replaced(tmp_path):
     """As root a file would take the place of /dev/null."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    with pytest.raises(ErasureError, match="Could not write .*pipe: it is a device or a pipe"):
+    with pytest.raises(ErasureError, match="Could not write .*pipe: it is no regular file"):
         write_atomically(path, b"new")
     assert path.is_fifo()
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(ErasureError, match=r"Could not write \.: it is no regular file"):
+        write_atomically(Path(""), b"new")
 
 
 def test_an_interruption_leaves_no_half_written_file(tmp_path, monkeypatch):
