@@ -110,6 +110,11 @@ def find_config(name: str, *within: str) -> Path:
     )
 
 
+def recipe_pipeline(name: str) -> str:
+    """Pipeline class that a shipped recipe is for; empty for another config, or one by its path."""
+    return "" if os.path.isfile(name) else RECIPES.get(str(Path(name).parent), "")
+
+
 def _of_another_command(path: Path) -> str:
     """A sentence that names what reads a shipped file that is no config; empty if there is none."""
     uses = (

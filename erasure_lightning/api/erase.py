@@ -13,8 +13,9 @@ from lightning.pytorch.callbacks import Callback
 from erasure_lightning.api.compose import compose
 from erasure_lightning.api.pipelines import Borrowed, as_backbone
 from erasure_lightning.api.quiet import interruptible, quiet
-from erasure_lightning.api.recipe import Recipe, is_config, read_recipes
+from erasure_lightning.api.recipe import Recipe, check_family, is_config, read_recipes
 from erasure_lightning.api.trainer import default_steps, make_trainer, require_different_states
+from erasure_lightning.backbones.families import FAMILIES
 from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.concepts.concept import Concept, ConceptKind, require_templates
@@ -254,7 +255,7 @@ def _module(
     seed: int,
     arguments: dict[str, Any],
 ) -> ErasureModule:
-    recipe.check_family(borrowed.backbone.pipeline_class)
+    check_family(recipe.pipeline, FAMILIES[borrowed.backbone.pipeline_class])
     cls = recipe.method
     chosen = {**recipe.arguments, **arguments}
     hints = {"domain": _concept_call(concepts[0], arguments.get("domain"))}

@@ -1,5 +1,6 @@
 """Recipes of `erase`: a method with what a fit by it has in place of the defaults."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -9,8 +10,9 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from erasure_lightning.api.configs import RECIPES, config_content, find_config, read_config
-from erasure_lightning.backbones.families import FAMILIES
+from erasure_lightning.api.configs import config_content, recipe_pipeline
+from erasure_lightning.backbones.families import FAMILIES, Family
+from erasure_lightning.backbones.sources import family_of, is_hub_id, locate_pipeline
 from erasure_lightning.benchmark.suite_reader import read_parts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.arguments import constructing
@@ -69,21 +71,40 @@ class Recipe:
             bounds.append(ceil(batches / self.trainer.get("accumulate_grad_batches", 1)))
         return min(bounds, default=None)
 
-    def check_family(self, pipeline_class: str) -> None:
-        """Raises for a model of another family than the numbers are for.
 
-        Args:
-            pipeline_class: The model's.
+def check_family(pipeline: str, family: Family) -> None:
+    """Raises for a model of another family than a shipped recipe is for.
 
-        Raises:
-            ErasureError: If so.
-        """
-        if self.pipeline not in ("", pipeline_class):
-            raise ErasureError(
-                f"A recipe for {FAMILIES[self.pipeline].title} needs such a model; found"
-                f" {FAMILIES[pipeline_class].title}. Take the recipe of its family, or give"
-                " the path of a copy."
-            )
+    Args:
+        pipeline: Pipeline class that the recipe is for; empty for any.
+        family: The model's.
+
+    Raises:
+        ErasureError: If it is another one.
+    """
+    if pipeline and FAMILIES[pipeline].title != family.title:
+        raise ErasureError(
+            f"A recipe for {FAMILIES[pipeline].title} needs such a model; found {family.title}."
+            " Take the recipe of its family, or give the path of a copy."
+        )
+
+
+def check_recipe(name: str, backbone: Any) -> None:
+    """`check_family` for a config and a model by their names; models of the Hub are not read.
+
+    Args:
+        name: The config's.
+        backbone: The model's, or a model.
+
+    Raises:
+        ErasureError: If it is of another family, or cannot be read.
+    """
+    pipeline = recipe_pipeline(name)
+    if not (pipeline and isinstance(backbone, str)):
+        return
+    if not is_hub_id(backbone) or os.path.isdir(backbone):
+        source = locate_pipeline(backbone)
+        check_family(pipeline, family_of(source, source.index()))
 
 
 def is_config(name: Any) -> bool:
@@ -102,11 +123,9 @@ def read_recipes(name: str | Path) -> list[Recipe]:
         ErasureError: If there is no such config, it is of no method, or a class in it is unknown
             or refuses its arguments.
     """
-    path = find_config(str(name))
-    content = read_config(path)
+    content = config_content(str(name))
     if "parts" not in content:
-        pipeline = "" if path == Path(name) else RECIPES.get(path.parent.name, "")
-        return [replace(_recipe(content, str(name)), pipeline=pipeline)]
+        return [replace(_recipe(content, str(name)), pipeline=recipe_pipeline(str(name)))]
     parts = read_parts(content, str(name), config_content)
     if optional := [part.name for part in parts if part.options]:
         raise ErasureError(

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 from erasure_lightning.api.configs import dump_yaml, load_yaml
 from erasure_lightning.api.fit import TRAINER, run_callbacks, run_loggers, running, train
 from erasure_lightning.api.quiet import silence
+from erasure_lightning.api.recipe import check_recipe
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
@@ -132,6 +133,9 @@ class CommandLine(LightningCLI):
             raise ErasureError(self._needs())
         self.config = parser.parse_args(args)
         check_strategy(self.config.trainer.strategy)
+        for option in self.options:
+            if option.name in CONFIG_OPTIONS and option.value:
+                check_recipe(option.value, self.config.model.init_args.backbone)
 
     def _needs(self) -> str:
         """What to give to a command that has neither a method nor an edit."""

@@ -183,6 +183,21 @@ def check_trains(built):
     assert any(n not in original or not v.equal(original[n].float()) for n, v in edit.items())
 
 
+def test_a_recipe_for_another_family_is_refused_before_the_model_is_read(tmp_path, capsys):
+    TinyBackbone().save(tmp_path / "sd")
+    (tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    here = ["--model.backbone", str(tmp_path / "sd"), "--run_dir", str(tmp_path / "run")]
+    assert main(["fit", "--config", "flux/uce.yaml", *here]) == 2
+    error = capsys.readouterr().err
+    assert "A recipe for FLUX.1 needs such a model; found Stable Diffusion 1.x" in error
+    assert not (tmp_path / "run").exists()
+    copy = tmp_path / "own.yaml"
+    copy.write_text(find_config("flux/uce.yaml").read_text())
+    for other in ("sd15/uce.yaml", str(copy)):  # the controls: they are refused for the weights
+        assert main(["fit", "--config", other, *here]) == 2
+        assert "recipe" not in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module", params=VARIANTS)
 def variant(request, tmp_path_factory):
     """A family of recipes, and the folder of another of its published models."""
