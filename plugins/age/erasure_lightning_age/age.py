@@ -12,9 +12,11 @@ and ``drift = |X(z_t, c_t) - X*(z_t, c_t)|^2``:
 
 The official code computes the first term of the maximum, and the original's side of the drift,
 without gradient: its ``pi`` has the gradient of the student's ``X(z_t, c_t)`` alone. So has ours;
-``ascent: full`` takes the gradient of the whole objective. Its numbers for SD 1.4 are the defaults:
-1e-5 (constant), mixture 1e-3, 100 centres of the 1000 nearest of 3000 English words; 1000 steps, on
-trajectories of the student (``student: true``).
+``ascent: full`` takes the gradient of the whole objective. Its arguments' defaults for SD 1.4 are
+ours: 1e-5 (constant), mixture 1e-3, temperature 2, 100 centres of the 1000 nearest of 3000 English
+words; 1000 steps, on trajectories of the student (``student: true``). Its scripts for things and
+nudity have a single word with the gradient of all weights (``gumbel_hard 1``, here ``top: 1``) of
+the 100 nearest, and mixture 1e-2; those for things a temperature of 0.1.
 
 Where ours differs: its centres come from k-means over the words' distances to the concept, a list
 of numbers; ours are the words at equal ranks of distance. Erased words and their domains are never
@@ -51,7 +53,7 @@ class AGE(WordMixtureErasure):
         train: Which part of the denoiser, as in ESD.
         eta: How far past the target, away from the concept; at least 0.
         preserve_scale: Weight ``lambda`` of the drift at the targets themselves; at least 0.
-        top: Words in a mixture; at least 1, and at 1 a single word.
+        top: Words in a mixture; at least 1, and at 1 a single word, straight-through.
         target_lr: Learning rate of the mixture's Adam; at 0 it is not learned.
         ascent: What the mixture's gradient passes through: the ``student``'s prediction in the
             drift alone (official), or the ``full`` objective.
@@ -87,8 +89,9 @@ class AGE(WordMixtureErasure):
         self.ascent = ascent
 
     def mixture_settings(self) -> dict[str, Any]:
-        """Mixtures of the ``top`` words."""
-        return {"lr": self.target_lr, "top": self.top}
+        """Mixtures of the ``top`` words; a single word with the gradient of all their weights."""
+        # The weight of one word, rescaled to 1, has no gradient.
+        return {"lr": self.target_lr, "top": self.top if self.top > 1 else None}
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """A step of the mixture, then the loss of the weights at a new sample of it, a scalar."""

@@ -84,6 +84,14 @@ class TestMixture:
                 torch.allclose(row, word, atol=1e-6) for word in module.words.table.tokens[targets]
             )
 
+    @pytest.mark.parametrize("top", [1, 2])
+    def test_its_weights_have_a_gradient(self, top):
+        module = age(top=top)
+        tokens = module.mixture(at(module)).tokens
+        value = (tokens * torch.randn_like(tokens)).sum()
+        (gradient,) = torch.autograd.grad(value, module.words.logits)
+        assert gradient.abs().amax(dim=1).min() > 1e-3  # more than rounding, for each concept
+
     def test_it_leaves_the_start_alone(self):
         module = age()
         start = module.original.encode(["a cat"]).tokens[0, 0]
