@@ -19,7 +19,8 @@ It rolls out up to 50 steps for one latent, with the current average; the bank c
 and rolls out again after ``refresh`` draws (``student: true`` rolls out the average). The official
 numbers are the defaults: 1e-5 (AdamW, decay 1e-4, constant) with ``ema`` 0.999, which leaves
 0.999^1500 = 22 % of the original's weights in the average of 1500 steps; the 0.975 of our config
-leaves 5 % after 120. A joined prompt has our template; there it is the bare words.
+leaves 5 % after 120. It clips gradients to 1, which here the recipes' trainers do. A joined prompt
+has our template; there it is the bare words.
 
 Cost of a step: 1 forward, 1 forward and backward; a rollout costs twice its steps.
 """

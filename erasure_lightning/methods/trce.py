@@ -23,12 +23,13 @@ several tokens; ``preserve_scale`` multiplies the captions' Gram matrix twice, w
 (unsafe content: 0.02) our ``preserve_scale`` 1e-4. The two configs for unsafe content share a first
 stage by mistake.
 
-Where ours differs: a concept has ten templates, and not the first fifteen of the official code;
-captions of what is retained and a small ridge take the place of a cached Gram matrix of COCO's,
-which is invertible by itself; what retention callbacks retain is added to it. The official
-reference of the unconditional prediction is the model after stage 1; ours is the original, which
-stage 1 retains with the callback. An official concept is a list of up to 20 synonyms, each with its
-anchor: here each is a concept. The official factor ``beta`` of (2) is 1.
+Where ours differs: a concept has ten templates, and not the first fifteen of the official code, nor
+the one of its stage 2 ("a photo of {}"; unsafe content: "an image depicting {}"); captions of what
+is retained and a small ridge take the place of a cached Gram matrix of COCO's, which is invertible
+by itself; what retention callbacks retain is added to it. The official reference of the
+unconditional prediction is the model after stage 1; ours is the original, which stage 1 retains
+with the callback. An official concept is a list of up to 20 synonyms, each with its anchor: here
+each is a concept. The official factor ``beta`` of (2) is 1.
 
 Its numbers for SD 1.4: ``g`` 15, margin 0.01, the first 26 of 50 steps of the original's rollouts
 at guidance 3, AdamW 1e-6 (constant), 3 epochs of 100 single latents (unsafe content: 300).

@@ -16,7 +16,8 @@ mean Gram matrix), the softening ``l`` of the constraint.
 Where ours differs: all augmented rows of a layer are filtered at once and not in chunks of 128;
 centres are initialised at equally spaced rows and not at random ones; everything is solved in a
 basis of the null space, in float64; an empty null space is an error, where the code would edit
-nothing; its special treatment of ``nudity`` (every row of the prompt) is left out. What retention
+nothing; its special treatments of ``nudity`` and of the empty prompt as the only retained text
+(every row of the prompt) are left out: of ``""`` ours retains the start token. What retention
 callbacks retain joins the objective, ``|D P p|^2`` for their rows.
 
 On SD 3 and FLUX no value map reads the prompt alone: there the maps are the entries of the text's
