@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 import yaml
+from edit_files import write_content
 from packages import install
 from trivial import TINY
 
@@ -16,7 +17,7 @@ from erasure_lightning.api.configs import SHIPPED, find_config
 from erasure_lightning.cli import slow_import
 from erasure_lightning.cli.list_commands import _print_worlds
 from erasure_lightning.concepts.worlds import WORLDS_GROUP
-from erasure_lightning.edits.applied import apply_edit, write_edit
+from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
 
 #: A module that may be imported only where it is named.
@@ -250,7 +251,7 @@ def shifted(tmp_path, tiny):
     vector = torch.ones(tiny.denoiser.get_submodule(layer).out_features)
     plan = asdict(AdapterPlan("shift", [layer], {"scale": 2.0}))
     edit = tmp_path / "edit.safetensors"
-    write_edit(edit, {f"unet.{layer}.adapter.vector": vector}, {"adapters": {"unet": plan}})
+    write_content(edit, {f"unet.{layer}.adapter.vector": vector}, {"adapters": {"unet": plan}})
     return edit, layer
 
 

@@ -28,7 +28,6 @@ from erasure_lightning.edits.composition import (
     summed,
     weight_names,
 )
-from erasure_lightning.edits.edit import edit_title
 from erasure_lightning.edits.stack import stacked_values
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import EDIT_FILE, write_atomically
@@ -81,8 +80,8 @@ def compose(*edits: Edit | str | Path, pipeline: Any = None, backbone: str | Non
     if any(strength != 1 for strength in strengths):
         names = names.union(*changed)
     base = _base_values(several, names, pipeline, backbone) if names else {}
-    values = [dense_values(edit.tensors, edit.metadata, base) for edit in several]
-    titled = [edit_title(edit.metadata) for edit in several]
+    values = [dense_values(edit, base) for edit in several]
+    titled = [edit.title for edit in several]
     overlap = [asdict(each) for each in overlaps(titled, values, base)]
     composed = summed(values, strengths, base)
     return Edit(composed, _metadata(several, composed, backbone) | {"overlap": overlap})
@@ -95,8 +94,7 @@ def _check_distinct(edits: Sequence[Edit]) -> None:
     for number, edit in enumerate(edits):
         if edit.fingerprint in prints[:number]:
             where = f" ({edit.path})" if edit.path else ""
-            title = edit_title(edit.metadata)
-            raise ErasureError(f"compose needs each edit once; found {title}{where} twice.")
+            raise ErasureError(f"compose needs each edit once; found {edit.title}{where} twice.")
 
 
 def _check_same_base(one: Edit, other: Edit) -> None:
@@ -105,24 +103,23 @@ def _check_same_base(one: Edit, other: Edit) -> None:
     Raises:
         ErasureError: If they have not, or are based on different edits.
     """
+    beneath, besides = ([e["fingerprint"] for e in edit.base_edits] for edit in (one, other))
+    if beneath != besides:
+        raise ErasureError(
+            f"compose needs edits of one model; found {one.title} on {titles(one.base_edits)} and"
+            f" {other.title} on {titles(other.base_edits)}. Apply them one on another with"
+            " apply_edit, or train both on the same model."
+        )
     a = one.metadata
     b = other.metadata
-    beneath, besides = ([e["fingerprint"] for e in m.get("base_edits", [])] for m in (a, b))
-    if beneath != besides:
-        under, over = (titles(metadata.get("base_edits", [])) for metadata in (a, b))
-        raise ErasureError(
-            f"compose needs edits of one model; found {edit_title(a)} on {under} and"
-            f" {edit_title(b)} on {over}. Apply them one on another with apply_edit, or train both"
-            " on the same model."
-        )
     prints = [(m.get("backbone_fingerprint"), m.get("backbone_bfloat16")) for m in (a, b)]
     (own, rounded), (theirs, theirs_rounded) = prints
     shared = a.get("fingerprints", {}).keys() & b.get("fingerprints", {}).keys()
     same = all(is_same_component(a["fingerprints"][n], b["fingerprints"][n]) for n in shared)
     if not same or not (own in (theirs, theirs_rounded) or rounded == theirs):
         raise ErasureError(
-            f"compose needs edits of one model; found {edit_title(a)} of {a.get('backbone')}"
-            f" ({own}) and {edit_title(b)} of {b.get('backbone')} ({theirs})."
+            f"compose needs edits of one model; found {one.title} of {a.get('backbone')}"
+            f" ({own}) and {other.title} of {b.get('backbone')} ({theirs})."
         )
 
 
@@ -141,7 +138,7 @@ def _base_values(
             pipeline = load_base_model(edit.metadata, place).to_pipeline()
         for base in edit.apply_base_edits(pipeline):
             undo.callback(base.remove)
-        beneath = {entry["fingerprint"] for entry in edit.metadata.get("base_edits", [])}
+        beneath = {entry["fingerprint"] for entry in edit.base_edits}
         values: dict[str, Tensor] = {}
         for component in components_of(names):
             edited = EditedComponent(pipeline, component)
@@ -195,7 +192,7 @@ def _metadata(
         "fingerprints": _fingerprints(edits),
         "composed": [
             {
-                "edit": edit_title(edit.metadata),
+                "edit": edit.title,
                 "fingerprint": edit.fingerprint,
                 "strength": edit.strength,
             }

@@ -23,7 +23,6 @@ from erasure_lightning.data.image_grid import to_pil
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.edits.applied import load_edit
 from erasure_lightning.edits.base_edits import titles
-from erasure_lightning.edits.edit import edit_title
 from erasure_lightning.edits.format import required_entry
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import shell_word
@@ -103,8 +102,8 @@ class SideBySide:
             )
         self.edit = load_edit(path)
         metadata = self.edit.metadata
-        self.title = edit_title(metadata)
-        base = metadata.get("base_edits")
+        self.title = self.edit.title
+        base = self.edit.base_edits
         self.base_title = f"With {titles(base)}" if base else "Original"
         self.concepts = [Concept(**concept) for concept in required_entry(metadata, "concepts")]
         self.backbone = load_base_model(metadata, backbone)

@@ -136,7 +136,7 @@ def _apply_first(
     several: Sequence[Any] = base_edit if isinstance(base_edit, list | tuple) else [base_edit]
     for each in several:
         edit = each if isinstance(each, Edit) else load_edit(each)
-        if not holds_edit(edit.tensors, edit.metadata, pipeline):
+        if not holds_edit(edit, pipeline):
             undo.callback(edit.apply(pipeline).remove)
 
 

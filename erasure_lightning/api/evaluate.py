@@ -187,7 +187,7 @@ def _module(edit: Edit | str | Path, pipeline: Any) -> Iterator[ErasureModule]:
     """The edit's module on the pipeline's own weights, which get their former values at the end."""
     edit = edit if isinstance(edit, Edit) else load_edit(edit)
     check_pipeline(pipeline)
-    if edit.pipeline is not pipeline and holds_edit(edit.tensors, edit.metadata, pipeline):
+    if edit.pipeline is not pipeline and holds_edit(edit, pipeline):
         edit = Edit(edit.tensors, edit.metadata, edit.path).apply(pipeline)
     applied = edit.pipeline is pipeline
     strength = edit.strength
@@ -197,7 +197,7 @@ def _module(edit: Edit | str | Path, pipeline: Any) -> Iterator[ErasureModule]:
             " top. Remove these first."
         )
     if applied:
-        require_installable(edit.tensors, edit.metadata, pipeline)
+        require_installable(edit, pipeline)
         _require_base_edits(edit)
         edit.remove()
     beneath: list[Edit] = []
@@ -219,7 +219,7 @@ def _require_base_edits(edit: Edit) -> None:
     strength = edit.strength
     edit.strength = 0  # as if it were removed
     try:
-        missing = missing_base_edits(edit.metadata, edit.pipeline)
-        find_base_edits({**edit.metadata, "base_edits": missing}, edit.path)
+        missing = missing_base_edits(edit, edit.pipeline)
+        find_base_edits(missing, edit.path, edit.title)
     finally:
         edit.strength = strength

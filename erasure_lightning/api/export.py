@@ -74,7 +74,7 @@ def export_edit(
     }
     request = ExportRequest(Path(path), format, **options)
     edit = edit if isinstance(edit, Edit) else load_edit(edit)
-    check_adapters(edit.metadata, request.kind)
+    check_adapters(edit, request.kind)
     with _applied(edit, pipeline) as held:
         return held.export(path, format, **options)
 
@@ -91,7 +91,7 @@ def _applied(edit: Edit, pipeline: Any) -> Iterator[Edit]:
         return
     if pipeline is None:
         pipeline = load_base_model(edit.metadata).to_pipeline()
-    held = holds_edit(edit.tensors, edit.metadata, pipeline)
+    held = holds_edit(edit, pipeline)
     own = Edit(edit.tensors, edit.metadata, edit.path).apply(pipeline)
     strength = own.strength
     own.strength = edit.strength

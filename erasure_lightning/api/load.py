@@ -8,6 +8,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import Edit
 from erasure_lightning.edits.base_edits import find_base_edits
+from erasure_lightning.edits.edit import edit_title
 from erasure_lightning.edits.format import required_entry
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import METHOD, known_offers, load_offer
@@ -38,8 +39,8 @@ def load_edited(path: Path, backbone: str | None = None) -> ErasureModule:
     metadata = checkpoint["erasure"]
     if backbone:
         metadata = metadata | {"backbone": backbone}
-    if metadata.get("base_edits"):
-        files = find_base_edits(metadata, run_of(path).edit)
+    if entries := metadata.get("base_edits"):
+        files = find_base_edits(entries, run_of(path).edit, edit_title(metadata))
         metadata = metadata | {
             "arguments": metadata["arguments"] | {"base_edit": [*map(str, files)]}
         }

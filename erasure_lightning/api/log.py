@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from erasure_lightning.attacks.dashboards import show_attacks
 from erasure_lightning.attacks.outcome import OUTCOME_FILE, Outcome
-from erasure_lightning.edits.edit import read_edit
+from erasure_lightning.edits.edit import read_edit_metadata
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.runs.csv_log import read_metrics
@@ -66,7 +66,7 @@ def logged_entries(path: Path) -> Iterator[Entry]:
             "erasure log needs the folder of a finished run or of an attack; found neither"
             f" {run.edit.name} nor {OUTCOME_FILE} in {path}."
         )
-    description = read_edit(run.edit)[1]
+    description = read_edit_metadata(run.edit)
     concepts = [concept["name"] for concept in description["concepts"]]
     yield Entry(
         path,

@@ -12,17 +12,16 @@ from erasure_lightning.edits import base_edits, stack
 from erasure_lightning.edits.changes import Change
 from erasure_lightning.edits.components import EditedComponent
 from erasure_lightning.edits.description import describe_edit
-from erasure_lightning.edits.edit import edit_title, read_edit, write_edit
+from erasure_lightning.edits.edit import StoredEdit, read_edit
 from erasure_lightning.edits.export import Export, HeldEdit, write_export
 from erasure_lightning.edits.export_request import ExportRequest
-from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.installation import holds_edit, install_edit
 from erasure_lightning.edits.places import edit_places, edit_records
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.arguments import constructing
 
 
-class Edit:
+class Edit(StoredEdit):
     """An edit: the changed tensors, their metadata, and the components that hold them.
 
     Args:
@@ -34,9 +33,7 @@ class Edit:
     def __init__(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path | None = None
     ) -> None:
-        self.tensors = dict(tensors)
-        self.metadata = dict(metadata)
-        self.path = path
+        super().__init__(tensors, metadata, path)
         self.pipeline: Any = None
         #: The strength after `remove`; in a pipeline it is that of the records.
         self._strength = 1.0
@@ -44,38 +41,7 @@ class Edit:
         self._beneath: list[Edit] = []
 
     def __repr__(self) -> str:
-        return f"Edit({edit_title(self.metadata)}, {len(self.tensors)} tensors)"
-
-    @property
-    def method(self) -> str:
-        """Class name of the method that made it, such as ``UCE``."""
-        return str(self.metadata.get("method", "")).rpartition(".")[2]
-
-    @property
-    def concepts(self) -> list[str]:
-        """Names of the erased concepts; ``metadata["concepts"]`` has anchors and domains too."""
-        return [concept["name"] for concept in self.metadata.get("concepts", [])]
-
-    @property
-    def fingerprint(self) -> str:
-        """A short hash of its tensors and rules, by which edits that are based on it name it."""
-        return edit_fingerprint(self.tensors, self.metadata)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the edit, at strength 1, as a safetensors file with its metadata.
-
-        Args:
-            path: The file; it replaces an older one atomically.
-
-        Returns:
-            The file.
-
-        Raises:
-            ErasureError: If it cannot be written.
-        """
-        path = Path(path)
-        write_edit(path, self.tensors, self.metadata)
-        return path
+        return f"Edit({self.title}, {len(self.tensors)} tensors)"
 
     def apply(self, pipeline: Any, *, transfer: bool = False) -> Self:
         """Write the edit into a pipeline; one that holds it, at any strength, is left as it is.
@@ -93,9 +59,8 @@ class Edit:
                 another edit in it, or stores its weights where an edit would have no effect.
         """
         beneath = [] if transfer else self.apply_base_edits(pipeline)
-        path = str(self.path or "")
         try:
-            transferred = install_edit(self.tensors, self.metadata, pipeline, transfer, path)
+            transferred = install_edit(self, pipeline, transfer)
         except ErasureError:
             _remove(beneath)
             raise
@@ -118,21 +83,20 @@ class Edit:
         Raises:
             ErasureError: If one is not found, or the pipeline is another model.
         """
-        if not self.metadata.get("base_edits") or holds_edit(self.tensors, self.metadata, pipeline):
+        if not self.base_edits or holds_edit(self, pipeline):
             return []
-        missing = base_edits.missing_base_edits(self.metadata, pipeline)
+        missing = base_edits.missing_base_edits(self, pipeline)
         strengths = {entry["fingerprint"]: entry["strength"] for entry in missing}
         applied: list[Edit] = []
         try:
-            lacking = {**self.metadata, "base_edits": missing}
-            for file in base_edits.find_base_edits(lacking, self.path):
+            for file in base_edits.find_base_edits(missing, self.path, self.title):
                 edit = load_edit(file).apply(pipeline)
                 edit.strength = strengths[edit.fingerprint]
                 applied.append(edit)
-            if base_edits.missing_base_edits(self.metadata, pipeline):
-                beneath = base_edits.titles(self.metadata["base_edits"])
+            if base_edits.missing_base_edits(self, pipeline):
+                beneath = base_edits.titles(self.base_edits)
                 raise ErasureError(
-                    f"{edit_title(self.metadata)} needs its base model, with {beneath} and no other"
+                    f"{self.title} needs its base model, with {beneath} and no other"
                     " edit; found another model beneath, or further edits. Apply it to its base"
                     " model."
                 )
@@ -188,7 +152,7 @@ class Edit:
 
     def report(self) -> str:
         """Text with method, concepts, base, and the change of each component."""
-        return describe_edit(self.tensors, self.metadata, self._records())
+        return describe_edit(self, self._records())
 
     def export(self, path: str | Path, format: str = "lora", **options: Any) -> Export:
         """Write the edit, at its strength, in the form that another tool loads.
@@ -203,7 +167,7 @@ class Edit:
         """
         with constructing(ExportRequest, self.export):
             request = ExportRequest(Path(path), format, **options)
-        held = HeldEdit(self.tensors, self.metadata, self.pipeline, self.changes(), self.strength)
+        held = HeldEdit(self, self.pipeline, self.changes(), self.strength)
         return write_export(request, held)
 
     def changes(self) -> dict[str, Change]:
@@ -219,10 +183,10 @@ class Edit:
         }
 
     def _records(self) -> dict[str, stack.AppliedEdit]:
-        return edit_records(self.tensors, self.metadata, self.pipeline)
+        return edit_records(self, self.pipeline)
 
     def _places(self) -> list[tuple[EditedComponent, stack.AppliedEdit]]:
-        return edit_places(self.tensors, self.metadata, self.pipeline)
+        return edit_places(self, self.pipeline)
 
 
 def _remove(edits: list[Edit]) -> None:
@@ -249,8 +213,8 @@ def load_edit(path: str | Path) -> Edit:
         ...     load_edit(edit.save(f"{folder}/no-cat.safetensors"))
         Edit(UCE of cat, 8 tensors)
     """
-    file = base_edits.locate_edit(path)
-    return Edit(*read_edit(file), file)
+    edit = read_edit(base_edits.locate_edit(path))
+    return Edit(edit.tensors, edit.metadata, edit.path)
 
 
 def apply_edit(edit: Edit | str | Path, pipeline: Any, *, transfer: bool = False) -> Edit:

@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from erasure_lightning.adapters.lora import merged_weights, weights_to_merge
 from erasure_lightning.edits.changes import components_of
-from erasure_lightning.edits.edit import edit_title
+from erasure_lightning.edits.edit import StoredEdit
 from erasure_lightning.errors import ErasureError
 
 #: Values by component and name, ``unet.down_blocks...``.
@@ -52,22 +51,21 @@ def weight_names(tensors: Values) -> set[str]:
     return {name for name in tensors if ".lora_" not in name} | weights_to_merge(tensors)
 
 
-def dense_values(tensors: Values, metadata: Mapping[str, Any], base: Values) -> dict[str, Tensor]:
+def dense_values(edit: StoredEdit, base: Values) -> dict[str, Tensor]:
     """An edit as weights alone; low-rank adapters are merged, exactly.
 
     Args:
-        tensors: The edit's tensors.
-        metadata: Its metadata.
+        edit: The edit.
         base: The model's weights beneath its low-rank factors (`weights_to_merge`).
 
     Raises:
         ErasureError: If it has adapters that act by prompt or image.
     """
-    values: dict[str, Tensor] = dict(tensors)
-    for component, plan in metadata.get("adapters", {}).items():
+    values = edit.tensors
+    for component, plan in edit.adapters.items():
         if plan["kind"] != "lora":
             raise ErasureError(
-                f"{edit_title(metadata)} needs to be weights to be composed; found"
+                f"{edit.title} needs to be weights to be composed; found"
                 f" {plan['kind']} adapters, which act by prompt or image and are no difference."
                 " Apply it last, beside the others, with apply_edit(..., transfer=True)."
             )

@@ -1,38 +1,33 @@
 """Report of an edit as text."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from erasure_lightning.edits.base_edits import titles
-from erasure_lightning.edits.changes import components_of
 from erasure_lightning.edits.composition import Overlap
-from erasure_lightning.edits.edit import edit_title
+from erasure_lightning.edits.edit import StoredEdit
 from erasure_lightning.edits.format import base_title
 from erasure_lightning.edits.stack import AppliedEdit
 
 
-def describe_edit(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], records: Mapping[str, AppliedEdit]
-) -> str:
+def describe_edit(edit: StoredEdit, records: Mapping[str, AppliedEdit]) -> str:
     """Lines about an edit: method, concepts, base, and the change of each component.
 
     Args:
-        tensors: Edited values by component and name.
-        metadata: The edit's metadata.
+        edit: The edit.
         records: What its application recorded, by component; empty of an edit in no pipeline.
     """
-    lines = [edit_title(metadata)]
+    metadata = edit.metadata
+    lines = [edit.title]
     for concept in metadata.get("concepts", []):
         anchor = concept["anchor"] or "no prompt"
         lines.append(f"  {concept['name']} ({concept['kind']}) -> {anchor}")
     lines.append(f"  base model: {base_title(metadata) or 'unknown'}")
-    if base := metadata.get("base_edits"):
-        lines.append(f"  based on: {titles(base)}")
-    for name in components_of(tensors):
-        values = [value for key, value in tensors.items() if key.partition(".")[0] == name]
+    if edit.base_edits:
+        lines.append(f"  based on: {titles(edit.base_edits)}")
+    for name in edit.components:
+        values = edit.values_of(name).values()
         count = sum(value.numel() for value in values)
         moved = _distance(records.get(name))
         lines.append(f"  {name}: {len(values)} tensors, {count:,} values{moved}")

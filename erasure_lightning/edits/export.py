@@ -21,10 +21,9 @@ from erasure_lightning.edits.changes import (
 )
 from erasure_lightning.edits.checkpoint_file import write_checkpoint
 from erasure_lightning.edits.components import EditedComponent
-from erasure_lightning.edits.edit import edit_title, write_edit
+from erasure_lightning.edits.edit import StoredEdit
 from erasure_lightning.edits.export_format import ExportFormat, PluginFormat
 from erasure_lightning.edits.export_request import DTYPES, ExportRequest
-from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.image_error import image_error
 from erasure_lightning.edits.lora_layouts import (
     diffusers_lora,
@@ -67,22 +66,22 @@ class Export:
     image_error: float | None = None
 
 
-def check_adapters(metadata: Mapping[str, Any], kind: ExportFormat | PluginFormat) -> None:
+def check_adapters(edit: StoredEdit, kind: ExportFormat | PluginFormat) -> None:
     """Raises if an edit acts by prompt or image and the format holds weights, or the reverse.
 
     Raises:
         ErasureError: With the format that holds it.
     """
-    kinds = {plan["kind"] for plan in metadata.get("adapters", {}).values()} - {"lora"}
+    kinds = {plan["kind"] for plan in edit.adapters.values()} - {"lora"}
     if kinds and kind is not ExportFormat.ADAPTERS:
         raise ErasureError(
-            f"The format {kind} needs changed weights; {edit_title(metadata)} has adapters"
+            f"The format {kind} needs changed weights; {edit.title} has adapters"
             f" ({', '.join(sorted(kinds))}) that act by prompt or image and are in no weights."
             " Export it as `adapters`, which apply_edit loads."
         )
     if not kinds and kind is ExportFormat.ADAPTERS:
         raise ErasureError(
-            f"The format adapters needs an edit with gated adapters; {edit_title(metadata)}"
+            f"The format adapters needs an edit with gated adapters; {edit.title}"
             " changes weights. Export it as `lora` or `diff`."
         )
 
@@ -91,23 +90,16 @@ class HeldEdit(NamedTuple):
     """An edit that a pipeline holds.
 
     Args:
-        tensors: The edit's tensors.
-        metadata: The edit's metadata.
+        edit: The edit.
         pipeline: The pipeline.
         changes: Parameters before and after the edit, at its strength, by component and name.
         strength: Its strength.
     """
 
-    tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, Any]
+    edit: StoredEdit
     pipeline: Any
     changes: Mapping[str, Change]
     strength: float
-
-    @property
-    def title(self) -> str:
-        """Method and concepts."""
-        return edit_title(self.metadata)
 
     @property
     def family(self) -> str:
@@ -136,12 +128,12 @@ def write_export(request: ExportRequest, held: HeldEdit) -> Export:
         ErasureError: If the format cannot hold the edit, or the file cannot be written.
     """
     kind = request.kind
-    check_adapters(held.metadata, kind)
+    check_adapters(held.edit, kind)
     _check_strength(held.strength, kind)
     dtype = DTYPES[request.dtype]
     match kind:
         case ExportFormat.ADAPTERS:
-            write_edit(request.path, held.tensors, held.metadata)
+            held.edit.save(request.path)
         case ExportFormat.CHECKPOINT:
             _write_checkpoint(request, held)
         case ExportFormat.DIFFUSERS:
@@ -152,11 +144,11 @@ def write_export(request: ExportRequest, held: HeldEdit) -> Export:
             _write_components(request, held)
         case ExportFormat.DIFF:
             values = full_differences(held.changes, held.modules(held.changes), held.family)
-            _write_tensors(request.path, values, dtype, {"title": held.title})
+            _write_tensors(request.path, values, dtype, {"title": held.edit.title})
         case ExportFormat.LORA | ExportFormat.KOHYA_LORA:
             return _write_lora(request, held)
         case PluginFormat():
-            content = (held.changes, held.pipeline, held.metadata, dtype)
+            content = (held.changes, held.pipeline, held.edit.metadata, dtype)
             _write_new(request.path, lambda new: kind.write(new, *content))
     return Export(request.path, str(kind))
 
@@ -184,22 +176,21 @@ def _require_whole(held: HeldEdit, names: Iterable[str]) -> None:
     Raises:
         ErasureError: If they hold another edit too, or could not be read.
     """
-    own = {entry["fingerprint"] for entry in held.metadata.get("base_edits", [])}
-    own.add(edit_fingerprint(held.tensors, held.metadata))
+    own = {entry["fingerprint"] for entry in held.edit.base_edits} | {held.edit.fingerprint}
     for name in names:
         component = EditedComponent(held.pipeline, name)
         component.require_whole()
         others = [r["edit"] for r in applied_edits(component.module) if r["fingerprint"] not in own]
         if others:
             raise ErasureError(
-                f"An export of whole weights needs {component.title} with {held.title} and what it"
-                f" is based on; found {', '.join(others)} in it too. Remove it first, or call"
-                " pipeline.save_pretrained to save all edits."
+                f"An export of whole weights needs {component.title} with {held.edit.title} and"
+                f" what it is based on; found {', '.join(others)} in it too. Remove it first, or"
+                " call pipeline.save_pretrained to save all edits."
             )
 
 
 def _write_checkpoint(request: ExportRequest, held: HeldEdit) -> None:
-    beneath = base_changes(held.metadata, held.pipeline)
+    beneath = base_changes(held.edit, held.pipeline)
     whole = {name: Change(each.after, each.after) for name, each in beneath.items()}
     changes = whole | {**held.changes}
     source = Path(request.checkpoint or "")
@@ -207,14 +198,14 @@ def _write_checkpoint(request: ExportRequest, held: HeldEdit) -> None:
 
 
 def _write_components(request: ExportRequest, held: HeldEdit) -> None:
-    modules = held.modules([*held.changes, *base_changes(held.metadata, held.pipeline)])
+    modules = held.modules([*held.changes, *base_changes(held.edit, held.pipeline)])
     _require_whole(held, modules)
 
     def write(folder: Path) -> None:
         folder.mkdir()
         for name, module in modules.items():
             if request.layout == "original":
-                about = {"format": "pt", "title": held.title}
+                about = {"format": "pt", "title": held.edit.title}
                 file = folder / f"{name}.safetensors"
                 save_file(original_component(name, module), file, about)
             else:
@@ -233,14 +224,14 @@ def _write_lora(request: ExportRequest, held: HeldEdit) -> Export:
     lowered = low_rank(held.changes, _own_factors(held), request.rank, request.energy, unread)
     if is_diffusers:
         values = diffusers_lora(lowered.factors)
-        about = {"title": held.title}
+        about = {"title": held.edit.title}
     else:
         values = kohya_lora(lowered.factors, modules, held.family)
-        about = kohya_metadata(values, held.title, modules, held.family)
+        about = kohya_metadata(values, held.edit.title, modules, held.family)
     _write_tensors(request.path, values, DTYPES[request.dtype], about)
     error = None
     if request.images:
-        prompt = next((concept["name"] for concept in held.metadata.get("concepts", [])), "")
+        prompt = next(iter(held.edit.concepts), "")
         error = image_error(held.pipeline, held.changes, lowered, prompt, request.images)
     ranks = [each.rank for each in lowered.factors.values()]
     span = (min(ranks), max(ranks))
@@ -253,7 +244,7 @@ def _own_factors(held: HeldEdit) -> dict[str, LayerFactors]:
     Of a layer that a closed form has changed beneath its factors, and of one in another
     model than the edit's base model, the change is more than their product.
     """
-    fingerprint = edit_fingerprint(held.tensors, held.metadata)
+    fingerprint = held.edit.fingerprint
     before = {
         f"{name}.{parameter}": value
         for name, module in held.modules(held.changes).items()
@@ -263,8 +254,8 @@ def _own_factors(held: HeldEdit) -> dict[str, LayerFactors]:
     }
     return {
         layer: each
-        for layer, each in edit_factors(held.tensors, held.strength).items()
-        if (own := held.tensors.get(f"{layer}.weight")) is None  # a difference of any weight
+        for layer, each in edit_factors(held.edit.tensors, held.strength).items()
+        if (own := held.edit.tensors.get(f"{layer}.weight")) is None  # a difference of any weight
         or _is_same(own, before[f"{layer}.weight"])
     }
 

@@ -1,11 +1,9 @@
 """Short hashes of weights, which identify a model and its components."""
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,19 +40,3 @@ def hash_tensors(
             hashed.update(name + rounded[end - size : end])
         hashes.append(hashed.hexdigest()[:16])
     return hashes
-
-
-def edit_fingerprint(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """A short hash of an edit's tensors, and of the settings of its adapters beside layers.
-
-    Args:
-        tensors: Edited values by name.
-        metadata: The edit's metadata.
-    """
-    own = hash_tensors({name: tensors[name] for name in sorted(tensors)})[0]
-    plans: Mapping[str, Any] = metadata.get("adapters") or {}
-    beside = {name: plan for name, plan in plans.items() if plan["kind"] != "lora"}
-    if not beside:
-        return own
-    text = own + json.dumps(beside, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

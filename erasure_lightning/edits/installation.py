@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from erasure_lightning.adapters.base import AdapterPlan, adapters_of, refuse_saving, remove_adapters
 from erasure_lightning.adapters.kinds import OF_LAST_STATES, install
 from erasure_lightning.adapters.lora import merged_weights, weights_to_merge
-from erasure_lightning.edits.changes import components_of
 from erasure_lightning.edits.components import (
     EditedComponent,
     component_fingerprints,
     is_same_component,
 )
-from erasure_lightning.edits.edit import edit_title
-from erasure_lightning.edits.fingerprints import edit_fingerprint
+from erasure_lightning.edits.edit import StoredEdit
 from erasure_lightning.edits.stack import (
     AppliedEdit,
     add_edit,
@@ -30,24 +28,16 @@ from erasure_lightning.edits.stack import (
 from erasure_lightning.errors import ErasureError
 
 
-def install_edit(
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, Any],
-    pipeline: Any,
-    transfer: bool,
-    path: str = "",
-) -> list[str]:
+def install_edit(edit: StoredEdit, pipeline: Any, transfer: bool) -> list[str]:
     """Writes an edit into a pipeline; one that the pipeline already has is left as it is.
 
     Low-rank adapters are merged into the weights; other adapters are attached to layers, and such a
     pipeline cannot be saved.
 
     Args:
-        tensors: Edited values by component and name, as `read_edit` returns them.
-        metadata: The edit's metadata.
+        edit: The edit.
         pipeline: A diffusers pipeline, or anything with the same component names.
         transfer: Whether to accept components of equal shapes and other weights.
-        path: Where it was read from; empty if it was not.
 
     Returns:
         The components that needed ``transfer``.
@@ -56,7 +46,7 @@ def install_edit(
         ErasureError: If the pipeline lacks a component, has another one, has another edit in it,
             would pass over the edit, or its weights cannot be edited.
     """
-    changes = list(_changes(tensors, metadata, pipeline, path))
+    changes = list(_changes(edit, pipeline))
     due = [change for change in changes if change.is_due(transfer)]
     with ExitStack() as undo:
         for change in due:
@@ -69,40 +59,34 @@ def install_edit(
     return [change.component.name for change in changes if change.transferred]
 
 
-def holds_edit(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any) -> bool:
+def holds_edit(edit: StoredEdit, pipeline: Any) -> bool:
     """Whether a pipeline has an edit already, at whatever strength."""
-    return all(change.is_held() for change in _changes(tensors, metadata, pipeline))
+    return all(change.is_held() for change in _changes(edit, pipeline))
 
 
-def require_installable(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any
-) -> None:
+def require_installable(edit: StoredEdit, pipeline: Any) -> None:
     """Raises unless an edit that a pipeline holds could be installed again once it is removed.
 
     Raises:
         ErasureError: With the first obstacle and its remedy.
     """
-    for change in _changes(tensors, metadata, pipeline):
+    for change in _changes(edit, pipeline):
         change.component.require_writable(adapters=change.plan is not None)
 
 
-def _changes(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any, path: str = ""
-) -> Iterator["_Change"]:
+def _changes(edit: StoredEdit, pipeline: Any) -> Iterator["_Change"]:
     record = AppliedEdit(
-        edit=edit_title(metadata),
-        fingerprint=edit_fingerprint(tensors, metadata),
-        concepts=list(metadata.get("concepts", [])),
-        path=path,
+        edit=edit.title,
+        fingerprint=edit.fingerprint,
+        concepts=list(edit.metadata.get("concepts", [])),
+        path=str(edit.path or ""),
         transferred=False,
         strength=1.0,
         applied=0,
     )
-    for name in components_of(tensors):
-        values = {
-            n.removeprefix(f"{name}."): v for n, v in tensors.items() if n.startswith(f"{name}.")
-        }
-        adapters = metadata.get("adapters", {}).get(name)
+    for name in edit.components:
+        values = edit.values_of(name)
+        adapters = edit.adapters.get(name)
         plan = AdapterPlan(**adapters) if adapters else None
         component = EditedComponent(pipeline, name)
         if plan and plan.kind == "lora":
@@ -110,7 +94,7 @@ def _changes(
             plan = None
         if plan and plan.kind in OF_LAST_STATES:
             _require_last_states(pipeline)
-        original = metadata.get("fingerprints", {}).get(name)
+        original = edit.metadata.get("fingerprints", {}).get(name)
         yield _Change(component, values, plan, original, record)
 
 

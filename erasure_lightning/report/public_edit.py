@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from erasure_lightning.edits.base_edits import find_base_edits, titles
-from erasure_lightning.edits.edit import edit_title, read_edit, write_edit
+from erasure_lightning.edits.edit import StoredEdit, read_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import EDIT_FILE
 from erasure_lightning.report.privacy import without_paths
@@ -30,18 +30,17 @@ def write_public_edits(source: Path, folder: Path) -> None:
     Raises:
         ErasureError: If a base edit is not found.
     """
-    tensors, metadata = read_edit(source)
-    entries = metadata.get("base_edits", [])
+    edit = read_edit(source)
     places = {
         entry["fingerprint"]: f"{_BASE_EDITS}/{number}/{EDIT_FILE}"
-        for number, entry in enumerate(entries)
+        for number, entry in enumerate(edit.base_edits)
     }
-    for entry in entries:
+    for entry in edit.base_edits:
         target = folder / places[entry["fingerprint"]]
         target.parent.mkdir(parents=True)
-        beneath, its_metadata = read_edit(_base_edit(entry, metadata, source))
-        write_edit(target, beneath, _published(its_metadata, places))
-    write_edit(folder / EDIT_FILE, tensors, _published(metadata, places))
+        beneath = read_edit(_base_edit(entry, edit.title, source))
+        StoredEdit(beneath.tensors, _published(beneath.metadata, places)).save(target)
+    StoredEdit(edit.tensors, _published(edit.metadata, places)).save(folder / EDIT_FILE)
 
 
 def public_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,17 +70,17 @@ def _published(metadata: Mapping[str, Any], places: Mapping[str, str]) -> dict[s
     return public
 
 
-def _base_edit(entry: Mapping[str, Any], metadata: Mapping[str, Any], source: Path) -> Path:
+def _base_edit(entry: Mapping[str, Any], title: str, source: Path) -> Path:
     """The file of an edit that one is based on.
 
     Raises:
         ErasureError: If it is not found.
     """
     try:
-        return find_base_edits({**metadata, "base_edits": [entry]}, source)[0]
+        return find_base_edits([entry], source, title)[0]
     except ErasureError as error:
         raise ErasureError(
-            f"A push of {edit_title(metadata)} needs the run of {titles([entry])}, on which it is"
+            f"A push of {title} needs the run of {titles([entry])}, on which it is"
             f" based and without which nobody can apply it; found none at"
             f" {entry['path'] or 'any path'}, nor beside {source.parent}. Put that run there."
         ) from error

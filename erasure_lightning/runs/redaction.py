@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from erasure_lightning.edits.edit import read_edit, write_edit
+from erasure_lightning.edits.edit import StoredEdit, read_edit
 
 #: Names of settings that hold secrets.
 _SECRET = re.compile(r"(?i)(^|[_.-])(api_?key|key|token|secret|password)$")
@@ -52,11 +52,11 @@ def write_redacted_edit(source: Path, target: Path) -> dict[str, Any]:
     Raises:
         ErasureError: If the edit cannot be read.
     """
-    tensors, metadata = read_edit(source)
-    config = metadata.pop("config", "")
-    public: dict[str, Any] = redact_paths(metadata)
+    edit = read_edit(source)
+    config = edit.metadata.pop("config", "")
+    public: dict[str, Any] = redact_paths(edit.metadata)
     full = dict(public)
     if config:
         full["config"] = yaml.safe_dump(redact_paths(yaml.safe_load(config)), sort_keys=False)
-    write_edit(target, tensors, full)
+    StoredEdit(edit.tensors, full).save(target)
     return public

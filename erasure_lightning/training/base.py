@@ -31,7 +31,7 @@ from erasure_lightning.data.concept_prompts import ConceptPrompts
 from erasure_lightning.data.datamodule import Draws
 from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.distributed.fsdp import copy_into, full_tensor
-from erasure_lightning.edits.edit import write_edit
+from erasure_lightning.edits.edit import StoredEdit
 from erasure_lightning.edits.format import plain_values
 from erasure_lightning.files.arguments import require_choices
 from erasure_lightning.seeding import derive_seed
@@ -221,7 +221,7 @@ class ErasureModule(PairedSampling, ABC):
         name = self.backbone.component_name
         values = {name(key): value for key, value in self.edit_values().items()}
         if self.global_rank == 0:
-            write_edit(path, values, self.description() | metadata)
+            StoredEdit(values, self.description() | metadata).save(path)
 
     def write(self, values: Mapping[str, Tensor]) -> None:
         """Copy values into parameters of the backbone; every rank must call it if sharded.

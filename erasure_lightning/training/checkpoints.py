@@ -155,11 +155,11 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _from_edit(path: Path) -> dict[str, Any]:
-    tensors, metadata = read_edit(path)
+    edit = read_edit(path)
     return {
-        "state_dict": {BACKBONE_PREFIX + name: value for name, value in tensors.items()},
-        "hyper_parameters": metadata.get("arguments", {}),
-        "erasure": metadata,
+        "state_dict": {BACKBONE_PREFIX + name: value for name, value in edit.tensors.items()},
+        "hyper_parameters": edit.metadata.get("arguments", {}),
+        "erasure": edit.metadata,
         "pytorch-lightning_version": lightning_version,
     }
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from edit_files import read_content
 
 from erasure_lightning import Concept, apply_edit, compose, erase, load_edit
 from erasure_lightning.api.compose import save_composition
@@ -12,7 +13,6 @@ from erasure_lightning.api.load import load_edited
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux
 from erasure_lightning.cli.main import main
 from erasure_lightning.edits.composition import dense_values, weight_names
-from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.spm import SPM
 
@@ -94,7 +94,7 @@ def test_low_rank_differences_are_merged_exactly():
     assert all(".lora_" in name for name in edit.tensors)
     pipeline = TinyBackbone().to_pipeline()
     base = {f"unet.{n}": v.clone() for n, v in pipeline.unet.state_dict().items()}
-    values = dense_values(edit.tensors, edit.metadata, base)
+    values = dense_values(edit, base)
     assert values.keys() == weight_names(edit.tensors)
     edit.apply(pipeline)
     state = pipeline.unet.state_dict()
@@ -119,7 +119,7 @@ def test_a_composition_on_the_disk_is_measured_like_any_other_edit(folder, tmp_p
     assert main(["compose", *runs, "--out", str(tmp_path / "both")]) == 0
     assert "tensors are changed by both UCE of cat (of 8) and UCE of star" in capsys.readouterr()[0]
     module = load_edited(tmp_path / "both" / "edit.safetensors")
-    values, metadata = read_edit(tmp_path / "both" / "edit.safetensors")
+    values, metadata = read_content(tmp_path / "both" / "edit.safetensors")
     (key, value) = next(iter(values.items()))
     assert torch.equal(module.backbone.get_parameter(key.replace("unet", "denoiser", 1)), value)
     assert [concept.name for concept in module.concepts] == ["cat", "star"]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from browser import REQUEST, Browser, chromium
+from edit_files import read_content, write_content
 
 from erasure_lightning import erase
 from erasure_lightning.__main__ import main
@@ -22,7 +23,6 @@ from erasure_lightning.checks import require_host
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.image_grid import to_pil
 from erasure_lightning.diffusion.sampling import sample_images
-from erasure_lightning.edits.edit import read_edit, write_edit
 from erasure_lightning.errors import ErasureError
 
 CONCEPT = Concept("cat", anchor="dog", domain=["<b>red</b>", "star"])
@@ -55,10 +55,10 @@ def test_strength_0_is_the_original_and_the_order_of_calls_does_not_matter(run):
 
 
 def test_it_draws_as_its_run_did_or_with_the_steps_of_the_caller(run, tmp_path):
-    tensors, metadata = read_edit(run / "edit.safetensors")
+    tensors, metadata = read_content(run / "edit.safetensors")
     config = "data:\n  steps: 3\n  guidance: 0.0\n"
     file = tmp_path / "edit.safetensors"
-    write_edit(file, tensors, metadata | {"config": config})
+    write_content(file, tensors, metadata | {"config": config})
     drawn = {}
     for source, steps in ((run, None), (file, None), (file, 2)):
         both = SideBySide(source, steps)

@@ -8,6 +8,7 @@ import socket
 import pytest
 import wandb
 import yaml
+from edit_files import read_content
 from tiny_scorers import save_scorer
 from wandb_runs import OfflineRun, finished
 
@@ -160,8 +161,8 @@ def test_the_edit_is_an_artifact_that_loads(logged, run, workspace):
     assert artifact.type == "edit"
     assert '"method":"trivial.Distillation"' in artifact.metadata.replace(": ", ":")
     (content,) = artifact.manifest.contents
-    tensors, metadata = read_edit(workspace / content.local_path)
-    assert tensors.keys() == read_edit(run / "edit.safetensors")[0].keys()
+    tensors, metadata = read_content(workspace / content.local_path)
+    assert tensors.keys() == read_edit(run / "edit.safetensors").tensors.keys()
     assert yaml.safe_load(metadata["config"])["model"]["class_path"] == "trivial.Distillation"
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from edit_files import read_content
 from trivial import TINY, Distillation, Exploding, Idle, quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -8,7 +9,6 @@ from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.cli.main import main
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.esd import ESD
 
@@ -26,7 +26,7 @@ def fit(folder, method, *callbacks, steps=3):
 
 def test_an_edit_is_written_with_its_metadata(tmp_path):
     module = fit(tmp_path, Distillation)
-    tensors, metadata = read_edit(tmp_path / "edit.safetensors")
+    tensors, metadata = read_content(tmp_path / "edit.safetensors")
     editable = {
         module.backbone.component_name(name): value for name, value in module.editable().items()
     }

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import yaml
+from edit_files import read_content, write_content
 from tiny_scorers import save_scorer
 
 from erasure_lightning.__main__ import main
@@ -11,7 +12,6 @@ from erasure_lightning.attacks.target import AttackSettings
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.attack import parsed_attack
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.edits.edit import read_edit, write_edit
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.testing import quick_fit
 
@@ -126,8 +126,8 @@ def test_it_draws_as_the_run_was_measured_unless_it_is_told_otherwise(attack, ru
 
 def test_a_base_model_that_was_moved_is_named(attack, run, saved):
     """Without it, the control, the model is missing."""
-    tensors, metadata = read_edit(run / "edit.safetensors")
-    write_edit(run / "edit.safetensors", tensors, metadata | {"backbone": "elsewhere"})
+    tensors, metadata = read_content(run / "edit.safetensors")
+    write_content(run / "edit.safetensors", tensors, metadata | {"backbone": "elsewhere"})
     argv = ("--config", "soft-embedding", "--attack.steps", "0")
     assert attack(*argv) == 2
     assert attack(*argv, "--backbone", saved / "pipeline") == 0

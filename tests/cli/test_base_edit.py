@@ -31,8 +31,8 @@ def queue(tmp_path_factory):
 
 
 def test_the_second_run_names_the_first_and_is_measured_against_the_unedited_model(queue):
-    _, first = read_edit(queue / "first" / EDIT_FILE)
-    _, second = read_edit(queue / "second" / EDIT_FILE)
+    first = read_edit(queue / "first" / EDIT_FILE).metadata
+    second = read_edit(queue / "second" / EDIT_FILE).metadata
     (entry,) = second["base_edits"]
     assert entry["edit"] == "Distillation of cat"
     assert second["unedited_fingerprint"] == first["backbone_fingerprint"]

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from edit_files import read_content, write_content
 from jsonargparse import Namespace
 from report_runs import description, write_figures
 from rich.console import Console
@@ -28,7 +29,7 @@ from erasure_lightning.cli.main import COMMANDS
 from erasure_lightning.cli.options import Option, Options
 from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.concepts.concept import Concept, Concepts
-from erasure_lightning.edits.edit import read_edit, write_edit
+from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.runs.folder import Run
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -516,7 +517,7 @@ def test_a_run_leaves_its_folder(finished, capsys):
     assert {p.name for p in finished.iterdir()} >= {
         "edit.safetensors", "config.yaml", "metrics.csv", "metrics.json", "grid.png"
     }  # fmt: skip
-    assert "config" in read_edit(finished / "edit.safetensors")[1]
+    assert "config" in read_edit(finished / "edit.safetensors").metadata
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["run_dir"] is config["ckpt_path"] is config["trainer"]["default_root_dir"] is None
 
@@ -578,18 +579,18 @@ def test_a_folder_without_a_config_has_that_of_its_edit(finished, folder):
 
 
 def test_an_edit_without_a_config_needs_one(error, finished, folder):
-    tensors, metadata = read_edit(finished / "edit.safetensors")
+    tensors, metadata = read_content(finished / "edit.safetensors")
     del metadata["config"]
-    write_edit(folder / "bare.safetensors", tensors, metadata)
+    write_content(folder / "bare.safetensors", tensors, metadata)
     assert error("test", "--ckpt_path", "bare.safetensors").startswith(
         "erasure test needs the config of the edit, which bare.safetensors has not: give --config"
     )
 
 
 def test_an_edit_with_values_of_other_shapes_is_one_clear_line(error, finished, folder):
-    tensors, metadata = read_edit(finished / "edit.safetensors")
+    tensors, metadata = read_content(finished / "edit.safetensors")
     cut = {name: value[:1] for name, value in tensors.items()}
-    write_edit(folder / "cut.safetensors", cut, metadata)
+    write_content(folder / "cut.safetensors", cut, metadata)
     message = error("test", "--ckpt_path", "cut.safetensors")
     assert "needs values of shape (16, 32); the checkpoint has (1, 32)" in message
 
@@ -660,7 +661,7 @@ def test_a_run_with_a_file_of_concepts_needs_it_no_more(folder):
     assert main(["fit", *TINY, "--model.concepts", "pets.csv", "--measure", "false"]) == 0
     file.unlink()
     run = folder / "runs" / "distillation-pets"
-    assert len(read_edit(run / "edit.safetensors")[1]["concepts"]) == 4
+    assert len(read_edit(run / "edit.safetensors").metadata["concepts"]) == 4
     assert main(["test", "--ckpt_path", str(run), "--data.others", "1", "--data.steps", "1"]) == 0
     assert (run / "test" / "metrics.json").is_file()
 
@@ -746,7 +747,7 @@ def test_the_same_seed_gives_the_same_edit(folder):
     for name in ("a", "b"):
         torch.rand(3)
         assert main(["fit", *TINY, "--measure", "false", "--run_dir", name]) == 0
-    one, two = (read_edit(Path(name, "edit.safetensors"))[0] for name in ("a", "b"))
+    one, two = (read_edit(Path(name, "edit.safetensors")).tensors for name in ("a", "b"))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 

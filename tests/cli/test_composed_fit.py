@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from edit_files import read_content
 
 from erasure_lightning import compose
 from erasure_lightning.api.configs import config_content
@@ -59,13 +60,13 @@ def refused(capsys, *words, config="both.yaml"):
 
 def test_the_edit_is_the_sum_of_the_parts_and_is_measured_like_any_other(run):
     parts = [run / "parts" / name for name in ("words", "images")]
-    values, metadata = read_edit(run / "edit.safetensors")
+    values, metadata = read_content(run / "edit.safetensors")
     expected = compose(*parts).tensors
     assert values.keys() == expected.keys()
     assert all(torch.equal(values[name], expected[name]) for name in values)
     assert {name.partition(".")[0] for name in values} == {"text_encoder", "unet"}
     assert [entry["edit"] for entry in metadata["composed"]] == ["SAGE of cat", "ESD of cat"]
-    assert [read_edit(p / "edit.safetensors")[1]["seed"] for p in parts] == [1, 0]
+    assert [read_edit(p / "edit.safetensors").metadata["seed"] for p in parts] == [1, 0]
     estimates = json.loads((run / "metrics.json").read_text())["estimates"]
     assert estimates["structure"]["distance"]["after"]["mean"] > 0
     data = yaml.safe_load((run / "config.yaml").read_text())["data"]
@@ -79,7 +80,7 @@ def test_the_edit_is_the_sum_of_the_parts_and_is_measured_like_any_other(run):
 
 def test_the_same_command_resumes_what_is_missing(run, capsys):
     """The second part from its checkpoint; the edit is the same, bit for bit."""
-    before, _ = read_edit(run / "edit.safetensors")
+    before = read_edit(run / "edit.safetensors").tensors
     words, images = (run / "parts" / name / "edit.safetensors" for name in ("words", "images"))
     time = words.stat().st_mtime_ns
     for file in (run / "edit.safetensors", run / "metrics.json", images):
@@ -88,7 +89,7 @@ def test_the_same_command_resumes_what_is_missing(run, capsys):
     assert main(["fit", "--config", "both.yaml", *SHARED]) == 0
     assert "words: fitted already" in capsys.readouterr().out
     assert words.stat().st_mtime_ns == time
-    after, _ = read_edit(run / "edit.safetensors")
+    after = read_edit(run / "edit.safetensors").tensors
     assert all(torch.equal(before[name], after[name]) for name in before | after)
     assert (run / "metrics.json").exists()
     assert main(["fit", "--config", "both.yaml", *SHARED]) == 2

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from edit_files import read_content, write_content
 from PIL import Image
 from trivial import Distillation
 
@@ -9,7 +10,7 @@ from erasure_lightning.__main__ import main
 from erasure_lightning.api.load import load_edited
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.edits.edit import read_edit, write_edit
+from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.metrics.drift import MAX_PSNR, psnr
@@ -67,8 +68,8 @@ def error(capsys):
 
 def changed(path, **metadata):
     """The edit with other metadata."""
-    tensors, description = read_edit(path / "edit.safetensors")
-    write_edit(path / "edit.safetensors", tensors, description | metadata)
+    tensors, description = read_content(path / "edit.safetensors")
+    write_content(path / "edit.safetensors", tensors, description | metadata)
     return path / "edit.safetensors"
 
 
@@ -193,7 +194,7 @@ class TestLoadEdited:
 
     @pytest.mark.parametrize("bank", ["<a bank>", {"class_path": "a.Bank", "init_args": {}}])
     def test_an_object_among_the_arguments_is_left_out(self, run, bank):
-        _, description = read_edit(run / "edit.safetensors")
+        description = read_edit(run / "edit.safetensors").metadata
         objects = {"latents": bank, "adversary": bank}
         loaded = load_edited(changed(run, arguments=description["arguments"] | objects))
         assert isinstance(loaded.latents, PureNoise)

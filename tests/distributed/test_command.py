@@ -4,10 +4,10 @@ import json
 import subprocess
 
 import pytest
+from edit_files import read_content
 from trivial import TINY
 
 from erasure_lightning.__main__ import main
-from erasure_lightning.edits.edit import read_edit
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -24,7 +24,7 @@ def test_two_processes_fit_measure_and_write_once(strategy, tmp_path, erasure):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Erased; the edit is in") == 1
-    tensors, metadata = read_edit(tmp_path / "run" / "edit.safetensors")
+    tensors, metadata = read_content(tmp_path / "run" / "edit.safetensors")
     assert tensors
     assert metadata["concepts"][0]["name"] == "cat"
     protocol = json.loads((tmp_path / "run" / "metrics.json").read_text())["protocol"]

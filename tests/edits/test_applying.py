@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from edit_files import read_content, write_content
 from peft import LoraConfig
 from torch import nn
 from trivial import Distillation
@@ -17,7 +18,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.edits.components import component_fingerprints, is_same_component
-from erasure_lightning.edits.edit import read_edit, write_edit
+from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.edits.stack import APPLIED_EDITS
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
@@ -217,13 +218,13 @@ def test_a_text_encoder_transfers_to_another_unet(edits, load):
 
 
 def test_an_edit_of_layout_1_is_read_and_must_be_transferred(edits, load, tmp_path):
-    tensors, metadata = read_edit(edits / "text" / "edit.safetensors")
+    tensors, metadata = read_content(edits / "text" / "edit.safetensors")
     del metadata["fingerprints"]
     older = {
         name.replace("text_encoder.", "text_encoders.0."): value for name, value in tensors.items()
     }
-    write_edit(tmp_path / "edit.safetensors", older, metadata | {"format": 1})
-    assert read_edit(tmp_path / "edit.safetensors")[0].keys() == tensors.keys()
+    write_content(tmp_path / "edit.safetensors", older, metadata | {"format": 1})
+    assert read_edit(tmp_path / "edit.safetensors").tensors.keys() == tensors.keys()
     with pytest.raises(ErasureError, match="an edit of an earlier version, without fingerprints"):
         apply_edit(tmp_path, load())
     pipeline, expected = load(), load()
@@ -455,12 +456,12 @@ def test_fused_projections_take_the_edit_once_they_are_unfused(edits, load):
 
 
 def test_an_edit_without_effect_is_refused(edits, load, tmp_path):
-    tensors, metadata = read_edit(edits / "weights" / "edit.safetensors")
+    tensors, metadata = read_content(edits / "weights" / "edit.safetensors")
     unet = load().unet
     same = {name: unet.get_parameter(name.removeprefix("unet.")).detach() for name in tensors}
-    write_edit(tmp_path / "same", same, metadata)
+    write_content(tmp_path / "same", same, metadata)
     close = {name: value.half().float() for name, value in same.items()}
-    write_edit(tmp_path / "close", close, metadata)
+    write_content(tmp_path / "close", close, metadata)
     with pytest.raises(
         ErasureError,
         match="needs to change StableDiffusionPipeline.unet; .* all of its 8 tensors equal",
@@ -472,8 +473,8 @@ def test_an_edit_without_effect_is_refused(edits, load, tmp_path):
 
 
 def with_values(edits, name, target, change):
-    tensors, metadata = read_edit(edits / name / "edit.safetensors")
-    write_edit(target, {n: change(n, value) for n, value in tensors.items()}, metadata)
+    tensors, metadata = read_content(edits / name / "edit.safetensors")
+    write_content(target, {n: change(n, value) for n, value in tensors.items()}, metadata)
     return target
 
 
@@ -509,7 +510,7 @@ def test_adapters_that_do_not_fit_leave_the_pipeline_as_it_was(
 def test_values_that_do_not_stay_are_an_error(edits, load, tmp_path):
     path = with_values(edits, "weights", tmp_path / "edit.safetensors", lambda _, v: v.clone())
     pipeline = load()
-    one, other = [n.removeprefix("unet.") for n in read_edit(path)[0]][:2]
+    one, other = [n.removeprefix("unet.") for n in read_edit(path).tensors][:2]
     pipeline.unet.get_submodule(one.removesuffix(".weight")).weight = pipeline.unet.get_parameter(
         other
     )
@@ -518,7 +519,7 @@ def test_values_that_do_not_stay_are_an_error(edits, load, tmp_path):
 
 
 def test_low_rank_factors_are_added_to_the_weights_beneath(edits, load):
-    tensors, _ = read_edit(edits / "lora" / "edit.safetensors")
+    tensors = read_edit(edits / "lora" / "edit.safetensors").tensors
     assert all(".lora_" in name for name in tensors)
     pipeline = load()
     edit = apply_edit(edits / "lora", pipeline)
@@ -535,9 +536,9 @@ def test_low_rank_factors_are_added_to_the_weights_beneath(edits, load):
 
 @pytest.mark.parametrize(("name", "found"), [("nowhere", "none"), ("conv_in", "one of shape")])
 def test_low_rank_factors_need_the_weights_beneath(edits, load, tmp_path, name, found):
-    tensors, metadata = read_edit(edits / "lora" / "edit.safetensors")
+    tensors, metadata = read_content(edits / "lora" / "edit.safetensors")
     layer = next(iter(tensors)).removeprefix("unet.").partition(".lora_")[0]
     moved = {n.replace(layer, name): value for n, value in tensors.items()}
-    write_edit(tmp_path / "edit.safetensors", moved, metadata)
+    write_content(tmp_path / "edit.safetensors", moved, metadata)
     with pytest.raises(ErasureError, match=rf"weights beneath its adapters; found {found}.*{name}"):
         apply_edit(tmp_path, load())

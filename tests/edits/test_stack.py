@@ -282,7 +282,7 @@ def test_a_module_starts_from_edits_and_its_teacher_has_them(tmp_path):
     names = {"concepts": [Concept("star", "dog")], "base_edit": str(first.parent)}
     module = Distillation(backbone=TinyBackbone(), **names)
     module.configure_model()
-    values, _ = read_edit(first)
+    values = read_edit(first).tensors
     name = next(iter(values))
     inside = f"denoiser.{name.removeprefix('unet.')}"
     fresh = TinyBackbone()

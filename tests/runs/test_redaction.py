@@ -2,8 +2,8 @@ from pathlib import Path
 
 import torch
 import yaml
+from edit_files import read_content, write_content
 
-from erasure_lightning.edits.edit import read_edit, write_edit
 from erasure_lightning.runs.redaction import redact_paths, redact_secrets, write_redacted_edit
 
 
@@ -40,9 +40,9 @@ def test_words_of_a_concept_named_key_are_no_secret():
 def test_a_shared_edit_is_the_same_edit(tmp_path: Path):
     config = {"model": {"init_args": {"backbone": "/home/me/sd15", "lr": 1e-5}}}
     metadata = {"method": "x.Y", "backbone": "/home/me/sd15", "config": yaml.safe_dump(config)}
-    write_edit(tmp_path / "a", {"w": torch.arange(3.0)}, metadata)
+    write_content(tmp_path / "a", {"w": torch.arange(3.0)}, metadata)
     public = write_redacted_edit(tmp_path / "a", tmp_path / "b")
-    tensors, written = read_edit(tmp_path / "b")
+    tensors, written = read_content(tmp_path / "b")
     assert torch.equal(tensors["w"], torch.arange(3.0))
     assert (
         public

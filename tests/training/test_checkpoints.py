@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from edit_files import write_content
 from lightning import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from trivial import Distillation, quiet_trainer
@@ -11,7 +12,6 @@ from trivial import Distillation, quiet_trainer
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.edits.edit import write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.folder import Run
 from erasure_lightning.testing import edit_of
@@ -36,7 +36,7 @@ def run(tmp_path):
 
 
 def finish(run):
-    write_edit(run.edit, {"w": torch.ones(2)}, {"method": "m.M", "arguments": {"lr": 1.0}})
+    write_content(run.edit, {"w": torch.ones(2)}, {"method": "m.M", "arguments": {"lr": 1.0}})
 
 
 def test_what_was_saved_is_read(run):
