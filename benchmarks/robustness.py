@@ -2,7 +2,7 @@
 
 Each cell is one `erasure fit` with a shipped config (``esd-...``: of ESD with an adversary, or
 without, twice the steps and a retention term) and one `erasure attack` for each attack with the
-config of the same name; ``--tenfold`` also makes two of the attacks with ten times the steps, and
+config of the same name; ``--tenfold`` also makes those by text with ten times the steps, and
 ``--backbone emoji-world-xl`` (or ``-flux``) measures on that world in place of the emoji world.
 Finished runs and attacks in ``--out``, a folder for each world, are reused, so that a stopped table
 is resumed; ``--finished`` prints what was measured. The figures are written to
@@ -105,11 +105,13 @@ ATTACKS = {
         "ring-a-bell.yaml",
         "words close to the concept in a text encoder",
         "a place to type prompts, and the text encoder (a public one, unless the edit changes it)",
+        ("--attack.generations", "600"),
     ),
     "P4D": AttackKind(
         "p4d.yaml",
         "words, by gradients of the edited model",
         "the weights before and after, once; then a place to type the words",
+        ("--attack.steps", "600"),
     ),
     "UnlearnDiffAtk": AttackKind(
         "unlearn-diff-atk.yaml",
@@ -250,7 +252,7 @@ def table(
 
 
 def tenfold(cells: list[dict[str, Any]]) -> str:
-    """The two attacks at their budgets and at ten times the steps."""
+    """The attacks by text at their budgets and at ten times the steps."""
     names = [name for name, attack in ATTACKS.items() if attack.tenfold]
     columns = ["method", "concept", *(f"{n}{more}" for n in names for more in ("", ", ten times"))]
     lines = [head(columns)]
@@ -491,7 +493,7 @@ def main() -> None:
     parser.add_argument("--concepts", nargs="+", default=["skull", "cigarette", "guitar"])
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
     parser.add_argument("--threads", type=int, default=1, help="of each fit")
-    parser.add_argument("--tenfold", action="store_true", help="two attacks at ten times the steps")
+    parser.add_argument("--tenfold", action="store_true", help="ten times the steps, too")
     parser.add_argument("--finished", action="store_true", help="print what was measured")
     parser.add_argument("--pages", action="store_true", help="write pages and plot alone")
     options = parser.parse_args()

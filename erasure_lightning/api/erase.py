@@ -255,7 +255,10 @@ def _module(
     seed: int,
     arguments: dict[str, Any],
 ) -> ErasureModule:
-    check_family(recipe.pipeline, FAMILIES[borrowed.backbone.pipeline_class])
+    family = FAMILIES[borrowed.backbone.pipeline_class]
+    check_family(recipe.pipeline, family)
+    if borrowed.backbone.world is None:
+        recipe.advise(family)
     cls = recipe.method
     chosen = {**recipe.arguments, **arguments}
     hints = {"domain": _concept_call(concepts[0], arguments.get("domain"))}

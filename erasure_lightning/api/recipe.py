@@ -9,8 +9,14 @@ from pkgutil import resolve_name
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
-from erasure_lightning.api.configs import config_content, recipe_pipeline
+from erasure_lightning.api.configs import (
+    RECIPES,
+    config_content,
+    recipe_pipeline,
+    shipped_configs,
+)
 from erasure_lightning.backbones.families import FAMILIES, Family
 from erasure_lightning.backbones.sources import family_of, is_hub_id, locate_pipeline
 from erasure_lightning.benchmark.suite_reader import read_parts
@@ -35,6 +41,10 @@ _OF_ERASE = {"backbone", "concepts", "seed"}
 
 #: Arguments that are objects, which a config may name by their class alone.
 _OBJECTS = {"adversary", "latents"}
+
+
+#: The family whose numbers constructor defaults are.
+_OF_DEFAULTS = "sd15"
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,21 @@ class Recipe:
             batches = self.steps_per_concept * concepts
             bounds.append(ceil(batches / self.trainer.get("accumulate_grad_batches", 1)))
         return min(bounds, default=None)
+
+    def advise(self, family: Family) -> None:
+        """Warns where it has the defaults, and the model's family a recipe with other numbers."""
+        of_families = {FAMILIES[pipeline].title: folder for folder, pipeline in RECIPES.items()}
+        folder = of_families.get(family.title, _OF_DEFAULTS)
+        if folder == _OF_DEFAULTS or self != Recipe(self.method):
+            return
+        name = self.method.__name__
+        line = f"class_path: {name}\n"
+        for file, path in shipped_configs(folder).items():
+            if line in path.read_text(encoding="utf-8"):
+                rank_zero_warn(
+                    f"{name}'s defaults are for Stable Diffusion 1.x; found {family.title}, for"
+                    f" which there is a recipe: erase(..., method='{folder}/{file}')."
+                )
 
 
 def check_family(pipeline: str, family: Family) -> None:

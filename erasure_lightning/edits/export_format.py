@@ -104,7 +104,7 @@ def find_format(name: str) -> ExportFormat | PluginFormat:
     if name not in known:
         raise ErasureError(
             f"The format needs to be one of {', '.join(known)}; found {name!r}."
-            f"{did_you_mean(name, known)}"
+            f"{did_you_mean(str(name), known)}"
         )
     return _plugin(name)
 

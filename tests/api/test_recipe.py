@@ -9,7 +9,7 @@ from erasure_lightning.api.erase import erase
 from erasure_lightning.api.recipe import read_recipes
 from erasure_lightning.api.trainer import make_trainer
 from erasure_lightning.backbones.loading import load_backbone
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyPixArt, TinyXL
 from erasure_lightning.cli.main import main
 from erasure_lightning.edits.applied import load_edit
 from erasure_lightning.errors import ErasureError
@@ -177,6 +177,20 @@ def test_a_recipe_for_another_family_is_refused(write):
         erased("flux/uce.yaml")
     copy = write(yaml.safe_load(find_config("flux/uce.yaml").read_text()))
     assert erased(copy).metadata["arguments"]["preserve"]
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe"), [(TinyFlux, "flux/uce.yaml"), (TinyXL, "sdxl/uce.yaml")]
+)
+def test_a_bare_method_on_a_family_that_has_a_recipe_names_it(model, recipe):
+    with pytest.warns(UserWarning, match=f"there is a recipe: .*method='{recipe}'"):
+        erase(model().to_pipeline(), "ship", "UCE", progress_bar=False)
+
+
+def test_the_defaults_need_no_recipe_on_their_own_family(recwarn):
+    erase(TinyBackbone().to_pipeline(), "ship", "UCE", progress_bar=False)
+    erase(TinyPixArt().to_pipeline(), "ship", "UCE", progress_bar=False)  # which has none
+    assert not [warning for warning in recwarn if "recipe" in str(warning.message)]
 
 
 def test_the_parts_of_a_config_are_added(write):
