@@ -68,7 +68,7 @@ REFERENCE = {
         " saliency word_mixtures strategies",
     ),
     "Models": modules("backbones", "interface base conditioning towers process loading tiny"),
-    "Edits": modules("adapters", "base") | modules("edits", "export_format changes"),
+    "Edits": modules("adapters", "base") | modules("edits", "edit export_format changes"),
     "Data": modules("concepts", "concept") | modules("data", "datamodule image_plan"),
     "Measures": modules("callbacks", "measure")
     | modules("metrics", "estimates protocol image_metrics scorer"),
@@ -94,7 +94,11 @@ def public_names() -> dict[str, str]:
 def write_reference(app: "Sphinx") -> None:
     """Write a page for the package, and for each part of `REFERENCE` and each of its modules."""
     (DOCS / "reference").mkdir(exist_ok=True)
-    entries = [f".. {directive}:: {PACKAGE}.{name}" for name, directive in public_names().items()]
+    entries = [
+        f".. {directive}:: {PACKAGE}.{name}"
+        + ("\n   :inherited-members:" if directive == "autoclass" else "")
+        for name, directive in public_names().items()
+    ]
     elsewhere = ", ".join(f"`{n}`" for n in erasure_lightning.__all__ if n not in public_names())
     text = f"``import {PACKAGE}`` also has {elsewhere}, which other pages describe."
     write_page("python", "Python", [text, *entries])
