@@ -44,17 +44,21 @@ _TRANSFORMERS = r"(^|\.)attentions\.\d+\."
 
 #: By the value of ``erasure import --as``.
 OFFICIAL_LAYOUTS: dict[str, OfficialLayout] = {
-    # esd_sd.py, esd_sdxl.py: parameters of Linear and Conv2d, chosen by --train_method.
+    # esd_sd.py, esd_sdxl.py, esd_flux.py: parameters of Linear and Conv2d, chosen by
+    # --train_method; files of 25613d2 and before have the concept in their name alone.
     "esd": OfficialLayout(
-        "rohitgandikota/erasing @ 25613d2",
+        "rohitgandikota/erasing @ 2ff19a1",
         "weights",
         {
             "esd-x": "attn2",
             "esd-x-strict": r"attn2\.to_[kv]",
             "esd-u": r"^(?!.*attn2)",
             "esd-all": "",
+            "selfattn": "attn1",
             "esd-u of SDXL": r"^(?!.*(attn2|emb)).*block",
             "esd-all of SDXL": r"^(?!.*emb).*block",
+            "esd-x of FLUX": r"\.attn\.",
+            "esd-x-strict of FLUX": r"\.attn\.to_[kv]\.",
         },
         concept=r"esd-(.+)-from-.+",
     ),
@@ -190,7 +194,9 @@ def factor_changes(
 
 
 def concept_names(layout: OfficialLayout, file: Path, header: Mapping[str, str]) -> list[str]:
-    """Concepts that a file names: SPM's and LECO's in its metadata, ESD's in its name."""
+    """Concepts that a file names: in its metadata, ESD's of before 2026 in its name."""
+    if concept := header.get("erase_concept"):
+        return [concept]
     prompts = header.get("prompts", "")
     if targets := re.findall(r'"target"\s*:\s*"([^"]+)"', prompts):
         return list(dict.fromkeys(targets))

@@ -1,9 +1,9 @@
 """ESD: erases a concept by negative guidance, away from the model's own prediction for it.
 
 Gandikota et al., Erasing Concepts from Diffusion Models, arXiv 2303.07345. Official code
-rohitgandikota/erasing, read at b8aeab6 (the paper's, "2023") and at 25613d2 (its rewrite, "2025").
-With ``D*(c) = eps*(c) - eps*(0)``, all at ``(x_t, t)`` and of the frozen original, the loss is
-(verified in code)
+rohitgandikota/erasing, read at b8aeab6 (the paper's, "2023") and at 2ff19a1 (its rewrite, of 2025
+and 2026, also for SDXL and FLUX.1). With ``D*(c) = eps*(c) - eps*(0)``, all at
+``(x_t, t)`` and of the frozen original, the loss is (verified in code)
 
     ``mse( eps(c_f), eps*(c_f) - (1 + eta) D*(c_e) )``
 
@@ -20,13 +20,13 @@ rewrite the frozen original (the bank's default); both at guidance 3 and with ``
 An official rollout of up to 50 steps yields one latent; ours caches every step of it, with the two
 predictions of the original at that step.
 
-Where ours differs: the rewrite trains at 1024 pixels also where the model's size is 512, ours at
-the model's own; it trains bfloat16 weights, whose rounding swallows most updates of its rate 5e-5;
-the default here is that of 2023, 1e-5 (1000 steps in float32). Latents of 2023 are 39 to 58 (of
-1000) times cleaner than their time; ours have the noise of their time. Its parts exclude norms
-(2025) or the output and time layers (2023); ``u`` and ``all`` here exclude none. Official batches
-are single latents, those of our config have 16: with equal work, fewer and less noisy steps of Adam
-retain more of other concepts.
+Where ours differs: the rewrite trains bfloat16 weights, whose rounding swallows most updates of its
+rate 5e-5, and before 2026 at 1024 pixels also where the model's size is 512, ours at the model's
+own; the default here is that of 2023, 1e-5 (1000 steps in float32). Latents of 2023 are 39 to 58
+(of 1000) times cleaner than their time; ours have the noise of their time. Its parts exclude norms
+(the rewrite) or the output and time layers (2023); ``u`` and ``all`` here exclude none. Official
+batches are single latents, those of our config have 16: with equal work, fewer and less noisy steps
+of Adam retain more of other concepts.
 
 Cost of a step on a bank that is not refreshed: 1 forward and backward, none of the original (2023:
 51 forwards more). The rollouts cost twice their steps, once.
@@ -75,7 +75,8 @@ class ESD(PartErasure):
         super().__init__(train=train, lr=lr, **kwargs)
         if eta < 0:
             raise ErasureError(
-                f"ESD needs eta of at least 0; found {eta}. The 2025 code's number is this plus 1."
+                f"ESD needs eta of at least 0; found {eta}. The official rewrite's number is this"
+                " plus 1."
             )
         if erase_from == "anchor" and self.adversary is not None:
             raise ErasureError(

@@ -56,6 +56,7 @@ ESD = {
     "esd-x-strict": lambda name: "attn2.to_k" in name or "attn2.to_v" in name,
     "esd-u": lambda name: "attn2" not in name,
     "esd-all": lambda name: True,
+    "selfattn": lambda name: "attn1" in name,
     "esd-u of SDXL": lambda n: "attn2" not in n and "emb" not in n and "block" in n,
 }
 
@@ -88,6 +89,24 @@ def test_every_train_method_of_esd(base, tmp_path):
         assert {n.removeprefix("unet."): v for n, v in edit.tensors.items()}.keys() == values.keys()
         assert all(torch.equal(edit.tensors[f"unet.{n}"], v.float()) for n, v in values.items())
         assert edit.concepts == ["van gogh"]
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda name: "attn" in name,
+        lambda name: "attn" in name and ("to_k" in name or "to_v" in name),
+    ],
+    ids=["esd-x", "esd-x-strict"],
+)
+def test_esd_on_flux_names_its_concept_in_the_metadata(models, tmp_path, choose):
+    values = chosen(TinyFlux().denoiser, choose, torch.bfloat16)
+    file = tmp_path / "renamed.safetensors"
+    about = {"format": "erasing-esd-v2", "component": "transformer", "erase_concept": "van gogh"}
+    save_file(values, file, metadata=about)
+    edit = import_edit(file, "esd", str(models / "flux"), tmp_path / "edit.safetensors")
+    assert edit.tensors.keys() == {f"transformer.{name}" for name in values}
+    assert edit.concepts == ["van gogh"]
 
 
 def test_the_edit_acts_in_a_pipeline_and_as_a_module(base, tmp_path):
