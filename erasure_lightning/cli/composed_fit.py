@@ -200,18 +200,19 @@ def _fit_part(part: _Part, folder: Run) -> None:
         ErasureError: If the folder holds a fit of another config.
     """
     finished = folder.edit.exists()
-    words = [*part.words, "--run_dir", str(folder.root), "--measure", "false"]
-    if finished or folder.last.exists():
+    resumes = folder.last.exists()
+    if finished or resumes:
         before = renamed_config(load_yaml(folder.config.read_text(encoding="utf-8")))
         if difference := first_difference(_compared(before), _compared(part.config)):
             raise ErasureError(
                 f"{folder.root} holds a fit of another config. They differ in {difference} (there"
                 " and here). Choose another --run_dir, or delete it."
             )
-        words = ["--ckpt_path", str(folder.root)]
     if finished:
         print(f"{part.name}: fitted already, in {folder.root}.")
         return
+    new = [*part.words, "--run_dir", str(folder.root), "--measure", "false"]
+    words = ["--ckpt_path", str(folder.root)] if resumes else new
     if part.config["trainer"]["devices"] == "auto":
         words += ["--trainer.devices", "1"]
     run("fit", words)

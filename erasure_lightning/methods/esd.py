@@ -24,9 +24,10 @@ Where ours differs: the rewrite trains bfloat16 weights, whose rounding swallows
 rate 5e-5, and before 2026 at 1024 pixels also where the model's size is 512, ours at the model's
 own; the default here is that of 2023, 1e-5 (1000 steps in float32). Latents of 2023 are 39 to 58
 (of 1000) times cleaner than their time; ours have the noise of their time. Its parts exclude norms
-(the rewrite) or the output and time layers (2023); ``u`` and ``all`` here exclude none. Official
-batches are single latents, those of our config have 16: with equal work, fewer and less noisy steps
-of Adam retain more of other concepts.
+(the rewrite) or the output and time layers (2023); ``u`` and ``all`` here exclude none. Of FLUX.1
+its ``x-strict`` is the keys and values of pixels, ours those of the text. Official batches are
+single latents, those of our config have 16: with equal work, fewer and less noisy steps of Adam
+retain more of other concepts.
 
 Cost of a step on a bank that is not refreshed: 1 forward and backward, none of the original (2023:
 51 forwards more). The rollouts cost twice their steps, once.
