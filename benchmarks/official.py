@@ -15,6 +15,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
@@ -34,7 +35,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.flux import _unpack
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyXL
 from erasure_lightning.concepts.concept import Concept, PromptBatch
-from erasure_lightning.methods import ESD, MACE, RECE, UCE
+from erasure_lightning.methods import ESD, MACE, RECE, SPM, UCE
 from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 
 #: What is erased: a name and its anchor.
@@ -62,6 +63,18 @@ def difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> floa
     """Norm of the difference over the norm of ``theirs``, over all tensors that ``theirs`` has."""
     errors = sum(float((ours[n].double() - v.double()).square().sum()) for n, v in theirs.items())
     return (errors / sum(float(v.double().square().sum()) for v in theirs.values())) ** 0.5
+
+
+def step_rows(
+    case: str,
+    losses: tuple[Tensor, Tensor],
+    gradients: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+) -> Iterator[Row]:
+    """Compares the losses of a step, ours and the official, and their gradients."""
+    ours, theirs = map(float, losses)
+    yield Row(case, "loss", abs(ours - theirs) / theirs)
+    yield Row(case, f"gradient of {len(expected)} tensors", difference(gradients, expected))
 
 
 def named(words: list[tuple[str, str]] = PAIRS) -> list[Concept]:
@@ -138,10 +151,8 @@ def _esd_step(
     loss = ours.erasure_loss(NoisyBatch(step.x, step.t, sentences, teacher))
     loss.backward()
     case = f"{family}, {method}" + (f" from {erase_from}" if erase_from else "")
-    yield Row(case, "loss", abs(float(loss - step.loss)) / float(step.loss))
     gradients = {n.removeprefix("denoiser."): p.grad for n, p in ours.trainable().items()}
-    title = f"gradient of {len(step.gradients)} tensors"
-    yield Row(case, title, difference(gradients, step.gradients))
+    yield from step_rows(case, (loss, step.loss), gradients, step.gradients)
 
 
 def _official_step(
@@ -200,6 +211,57 @@ def random_changes(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: (p + 0.05 * torch.randn(p.shape, generator=generator)).detach()
         for name, p in parameters.items()
     }
+
+
+def spm(code: Path, folder: Path) -> Iterator[Row]:
+    """Loss and gradient at random factors (`src/models/spm.py`, `src/configs/prompt.py`)."""
+    network = importlib.import_module("src.models.spm")
+    prompts = importlib.import_module("src.configs.prompt")
+    unet = pipeline_of(TinyBackbone(), folder / "sd").unet.requires_grad_(False)
+    adapters = network.SPMNetwork(unet, rank=1)
+    adapters.load_state_dict(random_changes(dict(adapters.named_parameters())), strict=False)
+    theirs = dict(adapters.named_parameters())
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([500.0])
+    predict = partial(_predict, unet, x, t)
+    for anchors in (0, 2):
+        ours = SPM(concepts=named(PAIRS[:1]), backbone=TinyBackbone(), anchors=anchors)
+        ours.configure_model()
+        words = [[word] for word in PAIRS[0]]
+        target, neutral = map(ours.original.encode, words)
+        random_states = ours.latent_anchors(target) if anchors else None
+        ours.latent_anchors = lambda _, fixed=random_states: fixed  # the same for both
+        with adapters:  # their multiplier is 0 outside
+            latents = {"target_latents": predict(target), "anchor_latents": predict(random_states)}
+        latents |= {"positive_latents": predict(target), "neutral_latents": predict(neutral)}
+        latents["anchor_latents_ori"] = predict(random_states)
+        settings = prompts.PromptSettings(
+            target="cat", action="erase_with_la" if anchors else "erase"
+        )
+        loss = prompts.PromptEmbedsPair(mse_loss, *4 * [None], settings).loss(**latents)["loss"]
+        adapters.zero_grad()
+        loss.backward()
+        ours.write({n: theirs[spm_name(n)].reshape(p.shape) for n, p in ours.trainable().items()})
+        sentences = next(iter(PromptBatch.of_words("{}", *words)))._replace(indices=[0])
+        own = ours.erasure_loss(
+            NoisyBatch(x, t, sentences, Teacher(ours.original, x, t, sentences))
+        )
+        own.backward()
+        gradients = {spm_name(n): p.grad for n, p in ours.trainable().items()}
+        expected = {name: theirs[name].grad.reshape(g.shape) for name, g in gradients.items()}
+        yield from step_rows(f"{anchors} latent anchors", (own, loss), gradients, expected)
+
+
+def _predict(unet: Any, x: Tensor, t: Tensor, conditioning: Any) -> Tensor | None:
+    if conditioning is None:
+        return None
+    count = len(conditioning.tokens)
+    return unet(x.repeat(count, 1, 1, 1), t, conditioning.tokens).sample
+
+
+def spm_name(name: str) -> str:
+    """The official name of one of our factors, ``denoiser.LAYER.adapter.down``."""
+    layer, _, factor = name.removeprefix("denoiser.").rpartition(".adapter.")
+    return f"lora_unet_{layer.replace('.', '_')}.lora_{factor}.weight"
 
 
 # ---------------------------------------------------------------------------------- closed forms
@@ -352,6 +414,7 @@ def quiet() -> Iterator[None]:
 #: Comparisons, and the repository and commit of each.
 COMPARISONS: dict[str, tuple[str, Callable[[Path, Path], Iterator[Row]]]] = {
     "esd": ("rohitgandikota/erasing@2ff19a1", esd),
+    "spm": ("Con6924/SPM@3dd762e", spm),
     "uce": ("rohitgandikota/unified-concept-editing@28c81ed", uce),
     "rece": ("CharlesGong12/RECE@403a67f", rece),
     "mace": ("Shilin-LU/MACE@057e7a6", mace),
