@@ -252,14 +252,13 @@ def table(
 
 
 def tenfold(cells: list[dict[str, Any]]) -> str:
-    """The attacks by text at their budgets and at ten times the steps."""
+    """The attacks by text at their budgets, and behind a slash at ten times the steps."""
     names = [name for name, attack in ATTACKS.items() if attack.tenfold]
-    columns = ["method", "concept", *(f"{n}{more}" for n in names for more in ("", ", ten times"))]
-    lines = [head(columns)]
+    lines = [head(["method", "concept", *names])]
     for cell in cells:
         if any(f"{name} x10" in cell["attacks"] for name in names):
-            values = [success_of(cell, f"{n}{more}") for n in names for more in ("", " x10")]
-            lines.append(line([METHODS[cell["method"]][0], cell["concept"], *values]))
+            both = [f"{success_of(cell, n)} / {success_of(cell, f'{n} x10')}" for n in names]
+            lines.append(line([METHODS[cell["method"]][0], cell["concept"], *both]))
     return "\n".join(lines)
 
 
@@ -309,7 +308,7 @@ def who(cells: list[dict[str, Any]]) -> str:
 def choice(cells: list[dict[str, Any]]) -> str:
     """One row a method: what it retains, what it costs, and how it fares under attack."""
     columns = ["method", "retain", "feature", "mean by text", "strongest by text"]
-    columns += ["ten times the steps", "past the encoder", "with gradient"]
+    columns += ["ten times: words", "a learned word", "past the encoder", "with gradient"]
     lines = [head(columns)]
     rows = by_text(cells)
     for cell, successes in sorted(rows, key=lambda row: (max(row[1].values()), -row[0]["retain"])):
@@ -317,6 +316,8 @@ def choice(cells: list[dict[str, Any]]) -> str:
         figures = [f"{cell[name]:.3f}" for name in ("retain", "feature")]
         figures += [f"{fmean(successes.values()):.2f}"]
         figures += [f"{successes[worst]:.2f} ({worst})" if successes[worst] else "0.00"]
+        longer = [cell["attacks"].get(f"{n} x10", {}).get("mean") for n in BY_TEXT[:-1]]
+        figures += ["-" if None in longer else f"{max(longer):.2f}"]
         figures += [success_of(cell, name) for name in ("ConceptInversion x10", "SoftEmbedding")]
         figures += [f"{cell['backwards']:,}"]
         lines.append(line([METHODS[cell["method"]][0], *figures]))
