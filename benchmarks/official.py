@@ -268,19 +268,33 @@ def spm_name(name: str) -> str:
 
 
 def uce(code: Path, folder: Path) -> Iterator[Row]:
-    """The weights of a whole run (`trainscripts/uce_sd_erase.py`)."""
+    """The weights of whole runs (`trainscripts/uce_sd_erase.py`, `uce_flux_edit.py`)."""
     TinyBackbone().save(folder / "sd")
-    for preserve in ([], RETAINED):
-        command = [sys.executable, str(code / "trainscripts/uce_sd_erase.py"), "--device", "cpu"]
-        command += ["--edit_concepts", "; ".join(name for name, _ in PAIRS)]
-        command += ["--guide_concepts", "; ".join(anchor for _, anchor in PAIRS)]
-        command += ["--preserve_concepts", "; ".join(preserve)] if preserve else []
-        command += ["--concept_type", "object", "--model_id", str(folder / "sd")]
-        command += ["--save_dir", str(folder), "--exp_name", "official"]
-        subprocess.run(command, check=True, capture_output=True)
-        theirs = load_file(folder / "official.safetensors")
-        ours = UCE(concepts=named(), backbone=str(folder / "sd"), preserve=preserve)
-        yield changes(ours, theirs, f"{len(preserve)} preserved")
+    flux = TinyFlux()
+    for name, parameter in flux.denoiser.named_parameters():
+        if name.endswith(("context_embedder.bias", "text_embedder.linear_1.bias")):
+            parameter.data.zero_()  # which its solution doubles
+    flux.save(folder / "flux")
+    # It knows the pooled vector's entry by CLIP-L's width, and encodes 512 tokens.
+    sizes = {"768": flux.denoiser.config.pooled_projection_dim}
+    sizes["512"] = flux.encode(["cat"]).tokens.shape[1]
+    text = (code / "trainscripts/uce_flux_edit.py").read_text()
+    for number, own in sizes.items():
+        text = text.replace(number, str(own))
+    (folder / "uce_flux_edit.py").write_text(text)
+    scripts = {"sd": code / "trainscripts/uce_sd_erase.py", "flux": folder / "uce_flux_edit.py"}
+    for family, script in scripts.items():
+        for preserve in ([], RETAINED):
+            command = [sys.executable, str(script), "--device", "cpu", "--concept_type", "object"]
+            command += ["--edit_concepts", "; ".join(name for name, _ in PAIRS)]
+            command += ["--guide_concepts", "; ".join(anchor for _, anchor in PAIRS)]
+            command += ["--preserve_concepts", "; ".join(preserve)] if preserve else []
+            command += ["--model_id", str(folder / family)]
+            command += ["--save_dir", str(folder), "--exp_name", "official"]
+            subprocess.run(command, check=True, capture_output=True)
+            theirs = load_file(folder / "official.safetensors")
+            ours = UCE(concepts=named(), backbone=str(folder / family), preserve=preserve)
+            yield changes(ours, theirs, f"{family}, {len(preserve)} preserved")
 
 
 def changes(ours: Any, theirs: Mapping[str, Tensor], case: str) -> Row:
