@@ -35,7 +35,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.flux import _unpack
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyXL
 from erasure_lightning.concepts.concept import Concept, PromptBatch
-from erasure_lightning.methods import ESD, MACE, RECE, SPM, UCE
+from erasure_lightning.methods import ESD, MACE, RECE, SPM, TRCE, UCE
 from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 
 #: What is erased: a name and its anchor.
@@ -380,6 +380,46 @@ def mace(code: Path, folder: Path) -> Iterator[Row]:
         yield changes(ours, texts(pipeline.unet), f"stage 1, ridge {ridge:g}")
 
 
+def trce(code: Path, folder: Path) -> Iterator[Row]:
+    """The weights after stage 1 without captions (`src/cfr_utils.py`)."""
+    last = TinyBackbone().encode(["cat"]).tokens.shape[1] - 1
+    official = ModuleType("cfr_utils")  # which knows the last of 77 positions
+    text = (code / "src/cfr_utils.py").read_text().replace(",76]", f",{last}]")
+    exec(compile(text, "cfr_utils.py", "exec"), vars(official))
+    pairs = [("cat", "dog"), ("tree", "house")]  # it counts words: each is a token
+    for ridge in (1e-3, 1.0):
+        ours = TRCE(concepts=named(pairs), backbone=TinyBackbone(), preserve_scale=0, ridge=ridge)
+        ours.prompt_templates = ["{}", "a {}", "the small {}", "a photo of a {}"]
+        ours.configure_model()
+        pipeline = pipeline_of(TinyBackbone(), folder / "sd")
+        matrices, layers, originals = official.get_ca_layers(pipeline.unet)
+        sentences = [
+            {"old": (template.format(name), name), "new": (template.format(anchor), anchor)}
+            for name, anchor in pairs
+            for template in ours.prompt_templates
+        ]
+        contexts, values, weights = official.prepare_k_v(
+            pipeline.text_encoder, matrices, layers, originals, sentences, pipeline.tokenizer, "cpu"
+        )
+        # Its ridge is what its cache of captions has, divided by 30,000.
+        grams = {}
+        for number, matrix in enumerate(matrices):
+            identity = 3e4 * ridge * torch.eye(matrix.weight.shape[1])
+            grams[f"{number}_for_mat1"] = matrix.weight @ identity
+            grams[f"{number}_for_mat2"] = identity
+        official.closed_form_refinement(
+            matrices,
+            contexts,
+            values,
+            lamb=0.0,
+            cache_dict=grams,
+            all_weight_base=weights,
+            weight_scale=[0, 1, 0, 0],
+        )
+        ours.solve = ours.stage_1
+        yield changes(ours, texts(pipeline.unet), f"stage 1, ridge {ridge:g}")
+
+
 def speed(code: Path, folder: Path) -> Iterator[Row]:
     """The weights of an edit without its random rows (`train_erase_null.py`)."""
 
@@ -432,6 +472,7 @@ COMPARISONS: dict[str, tuple[str, Callable[[Path, Path], Iterator[Row]]]] = {
     "uce": ("rohitgandikota/unified-concept-editing@28c81ed", uce),
     "rece": ("CharlesGong12/RECE@403a67f", rece),
     "mace": ("Shilin-LU/MACE@057e7a6", mace),
+    "trce": ("ddgoodgood/TRCE@0da9b71", trce),
     "speed": ("Ouxiang-Li/SPEED@6d3df0c", speed),
 }
 
