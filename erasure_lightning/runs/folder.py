@@ -196,8 +196,10 @@ def require_unused(folder: Path, option: str = "--run_dir") -> None:
         option: Which names it.
 
     Raises:
-        ErasureError: If it has some, which are never overwritten.
+        ErasureError: If it has some, which are never overwritten, or is a file.
     """
+    if folder.is_file():
+        raise ErasureError(f"{option} needs to be a folder; found the file {folder}.")
     if unused_folder(folder) != folder:
         raise ErasureError(
             f"{folder} is not empty, and its files are not overwritten. Choose another {option}."
@@ -208,7 +210,7 @@ def new_folder(chosen: Path | None, default: Path) -> Path:
     """The folder of new results: the chosen one, which must have none, else an unused default one.
 
     Raises:
-        ErasureError: If the chosen one has results.
+        ErasureError: If the chosen one has results, or is a file.
     """
     if chosen is None:
         return unused_folder(default)
@@ -220,7 +222,7 @@ def unused_folder(folder: Path) -> Path:
     """The first of ``folder``, ``folder-2``, ... that has no results."""
     number = 1
     candidate = folder
-    while candidate.exists() and any(map(_is_result, candidate.iterdir())):
+    while candidate.is_file() or (candidate.exists() and any(map(_is_result, candidate.iterdir()))):
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate

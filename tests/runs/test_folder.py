@@ -4,7 +4,14 @@ import pytest
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.csv_log import MetricsFile, read_metrics
-from erasure_lightning.runs.folder import Run, default_run, run_of, slug, unused_folder
+from erasure_lightning.runs.folder import (
+    Run,
+    default_run,
+    new_folder,
+    run_of,
+    slug,
+    unused_folder,
+)
 
 
 def test_a_run_is_named_after_method_and_concepts():
@@ -89,6 +96,14 @@ def test_a_folder_with_no_more_than_a_config_is_unused(tmp_path):
     assert unused_folder(folder) == folder
     (folder / "metrics.json").touch()
     assert unused_folder(folder) == tmp_path / "test-2"
+
+
+def test_a_file_is_no_folder(tmp_path):
+    file = tmp_path / "purify"
+    file.touch()
+    assert unused_folder(file) == tmp_path / "purify-2"
+    with pytest.raises(ErasureError, match=r"^--run_dir needs to be a folder; found the file .*y"):
+        new_folder(file, tmp_path / "other")
 
 
 def rows(folder):
