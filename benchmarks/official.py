@@ -1,7 +1,7 @@
 """Official code beside ours on tiny models: ``python benchmarks/official.py NAME --code FOLDER``.
 
 FOLDER is a clone of the official repository, at the commit that ``--help`` lists. Its own functions
-run on tiny random models, with equal weights and inputs; nothing of it is part of this repository.
+run on tiny random models, with equal weights and inputs; none of it is part of this repository.
 Of methods that train, the loss and its gradient at one step are compared, of closed forms the
 change of the weights. A difference is the norm of the difference over the norm of the official
 gradient or change.
